@@ -1,0 +1,284 @@
+//! The manifest: what the builder tells `init`, and the startup page that `init` makes of it for each server.
+//!
+//! The builder derives it from the system file and checks it; `init` checks again what it relies on.
+
+use crate::domain::Band;
+use alloc::{string::String, vec::Vec};
+use serde::{Deserialize, Serialize};
+
+/// Version of this format. `init` refuses any other.
+pub const MANIFEST_VERSION: u32 = 1;
+
+/// The whole system.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Manifest {
+    /// [`MANIFEST_VERSION`].
+    pub version: u32,
+    /// Name of the system, for people.
+    pub name: String,
+    /// Servers, in the order in which they are started: every server comes after those it calls.
+    pub servers: Vec<Server>,
+    /// VMs that the loader starts at boot.
+    pub vms: Vec<Vm>,
+    /// The VMs' network.
+    pub network: Network,
+}
+
+/// A server.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Server {
+    /// Its name: unique; also its program's file name in the bundle unless `program` differs.
+    pub name: String,
+    /// File in the bundle.
+    pub program: String,
+    /// [`Band`]: 0 driver, 1 server.
+    pub band: u8,
+    /// Bytes of its memory, everything included; a multiple of 4096.
+    pub memory: u64,
+    /// What to do when it dies.
+    pub restart: Restart,
+    /// Servers that it calls, `(index in servers, name of the channel)`.
+    pub channels: Vec<Channel>,
+    /// What it holds besides.
+    pub resources: Vec<Resource>,
+    /// Options from the system file, `(key, value)`.
+    pub options: Vec<(String, String)>,
+}
+
+impl Server {
+    /// The band as a type; `None` if the number is not one a server may have.
+    pub fn band(&self) -> Option<Band> {
+        match self.band {
+            0 => Some(Band::Driver),
+            1 => Some(Band::Server),
+            _ => None,
+        }
+    }
+}
+
+/// When a server that died is started again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Restart {
+    /// Never: the system goes on without it.
+    Never,
+    /// After a pause that doubles from `pause` milliseconds with each death within `window` milliseconds; given up after `most` deaths within it.
+    Always {
+        /// First pause, in milliseconds.
+        pause: u32,
+        /// Deaths within `window` after which it is given up.
+        most: u32,
+        /// Milliseconds.
+        window: u32,
+    },
+}
+
+impl Restart {
+    /// What a system file that says nothing gets: 10 ms, at most 8 deaths a minute.
+    pub const DEFAULT: Restart = Restart::Always { pause: 10, most: 8, window: 60_000 };
+}
+
+/// A way to call another server.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Channel {
+    /// Index of the called server in [`Manifest::servers`]; it must be smaller than the caller's.
+    /// [`Channel::INIT`] names `init` itself.
+    pub to: u16,
+    /// The line that the called server may raise on the caller: assigned by the builder, unique for the caller,
+    /// from [`crate::domain::line::PEER_FIRST`] up.
+    pub line: u8,
+    /// The line that the caller may raise on the called server: unique there.
+    pub remote_line: u8,
+}
+
+impl Channel {
+    /// `to` for `init`.
+    pub const INIT: u16 = u16::MAX;
+}
+
+/// Something a server holds.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Resource {
+    /// I/O ports.
+    Ports {
+        /// First port.
+        first: u16,
+        /// Ports.
+        count: u16,
+    },
+    /// The firmware's tables and all device registers, and the interrupt authority: for the platform server alone.
+    Platform,
+    /// A hardware interrupt line of the legacy PC (ISA interrupt number), bound by `init` through the platform's routing.
+    IsaInterrupt {
+        /// 0-15.
+        number: u8,
+    },
+    /// Memory for DMA and for sharing, known by a name: every server that names it gets the same extent, mapped.
+    Shared {
+        /// Name.
+        name: String,
+        /// Bytes, a multiple of 4096; the same in every server that names it.
+        bytes: u64,
+    },
+    /// The bundle, mapped read-only.
+    Bundle,
+    /// All memory that is left, as a pool for VMs, with every right: for the pager alone.
+    Pool,
+    /// The pool with the right to transfer through the window of one device and to raise its line.
+    Devices {
+        /// [`crate::domain::Device`] number.
+        device: u8,
+    },
+    /// The kernel's debug line.
+    Debug,
+    /// PCI devices that this driver may claim from the platform server: `(vendor, device)`.
+    PciDevices(Vec<(u16, u16)>),
+}
+
+/// The VMs' network.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Network {
+    /// Network address.
+    pub address: [u8; 4],
+    /// Prefix length.
+    pub prefix: u8,
+    /// Gateway.
+    pub gateway: [u8; 4],
+    /// Name server.
+    pub name_server: [u8; 4],
+}
+
+/// A VM started at boot.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Vm {
+    /// Name, unique, at most [`crate::registers::NAME`] bytes.
+    pub name: String,
+    /// Guest image: a file in the bundle.
+    pub image: String,
+    /// Bytes of memory; 0: as its note says.
+    pub memory: u64,
+    /// MAC address.
+    pub mac: [u8; 6],
+    /// IPv4 address.
+    pub address: [u8; 4],
+    /// Arguments, at most [`crate::registers::ARGUMENTS`] bytes.
+    pub arguments: String,
+}
+
+/// The startup page of a server: a little-endian `u32` length, then this in postcard.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Startup {
+    /// Its name.
+    pub name: String,
+    /// Restarts so far; 0 at the first start.
+    pub incarnation: u32,
+    /// Options from the system file.
+    pub options: Vec<(String, String)>,
+    /// Bytes mapped from [`crate::layout::HEAP`].
+    pub heap: u64,
+    /// As in [`crate::boot::BootInfo`].
+    pub tsc_base: u64,
+    /// As in [`crate::boot::BootInfo`].
+    pub tsc_multiplier: u64,
+    /// Physical address of the ACPI root pointer, for the platform server; else 0.
+    pub rsdp: u64,
+    /// Channels to the servers it calls.
+    pub channels: Vec<StartupChannel>,
+    /// Servers that call it.
+    pub clients: Vec<StartupClient>,
+    /// What else it holds.
+    pub resources: Vec<StartupResource>,
+    /// Slot of the server's own memory: all rights, so that it can map what it is given and supply page tables.
+    pub own_slot: u8,
+    /// First free frame of its own memory: for its page tables.
+    pub own_free_first: u64,
+    /// Free frames from there on.
+    pub own_free_count: u64,
+    /// Slots from this one to the last are empty and the server's to use.
+    pub first_free_slot: u8,
+}
+
+/// A channel in a startup page.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct StartupChannel {
+    /// Name of the called server.
+    pub name: String,
+    /// Slot: a domain capability with CALL and RAISE.
+    pub slot: u8,
+    /// Line that the called server raises on us.
+    pub line: u8,
+}
+
+/// A client in a startup page: who calls with which badge, and how to raise an interrupt on it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct StartupClient {
+    /// Name of the client.
+    pub name: String,
+    /// Badge of its messages.
+    pub badge: u64,
+    /// Slot: a domain capability with RAISE.
+    pub slot: u8,
+    /// Line that the client raises on us.
+    pub line: u8,
+    /// PCI devices that the client may claim (for the platform server).
+    pub pci_devices: Vec<(u16, u16)>,
+}
+
+/// A resource in a startup page.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct StartupResource {
+    /// What it is, as the manifest has it.
+    pub resource: Resource,
+    /// Slot of the capability (Platform: the devices extent; the authority is in the next slot).
+    pub slot: u8,
+    /// Memory: first frame. Ports: first port.
+    pub first: u64,
+    /// Memory: frames. Ports: ports.
+    pub count: u64,
+    /// Address at which `init` mapped it; 0: not mapped.
+    pub address: u64,
+    /// Bundle: bytes used.
+    pub length: u64,
+}
+
+/// Why a startup page or manifest was refused.
+pub type DecodeError = postcard::Error;
+
+impl Manifest {
+    /// From its bytes in the bundle, all of them.
+    pub fn decode(bytes: &[u8]) -> Result<Manifest, DecodeError> {
+        exact(bytes)
+    }
+}
+
+impl Startup {
+    /// From the bytes of the startup page.
+    pub fn decode(page: &[u8]) -> Result<Startup, DecodeError> {
+        let (length, rest) = page.split_first_chunk::<4>().ok_or(postcard::Error::DeserializeUnexpectedEnd)?;
+        let length = u32::from_le_bytes(*length) as usize;
+        exact(rest.get(..length).ok_or(postcard::Error::DeserializeUnexpectedEnd)?)
+    }
+
+    /// The startup page's bytes.
+    pub fn encode(&self) -> Result<Vec<u8>, DecodeError> {
+        let body = postcard::to_allocvec(self)?;
+        let mut page = Vec::from((body.len() as u32).to_le_bytes());
+        page.extend(body);
+        Ok(page)
+    }
+
+    /// The channel to `name`.
+    pub fn channel(&self, name: &str) -> Option<&StartupChannel> {
+        self.channels.iter().find(|channel| channel.name == name)
+    }
+
+    /// The value of an option.
+    pub fn option(&self, key: &str) -> Option<&str> {
+        self.options.iter().find(|(k, _)| k == key).map(|(_, value)| value.as_str())
+    }
+}
+
+/// Decodes all of `bytes`, refusing leftovers.
+fn exact<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, DecodeError> {
+    let (value, rest) = postcard::take_from_bytes(bytes)?;
+    if rest.is_empty() { Ok(value) } else { Err(postcard::Error::DeserializeBadEncoding) }
+}

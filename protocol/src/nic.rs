@@ -1,0 +1,94 @@
+//! The NIC of a VM: one queue page and packet buffers, all in the VM's own memory.
+//!
+//! The queue page is the first page of the NIC window; buffers lie anywhere in the window. Indices
+//! count up freely (wrapping at 2^32); entry `i` is at `i % ENTRIES`. Each index has one writer.
+//!
+//! * **Send**: the VM fills `send[sent_filled % ENTRIES]`, advances `sent_filled`, and rings the doorbell.
+//!   The switch advances `sent_taken` when it has copied the packet: the buffer is free again.
+//! * **Receive**: the VM puts an empty buffer (its capacity in `length`) at `receive[offered % ENTRIES]` and
+//!   advances `offered`. The switch writes a packet into it, its length into the entry, advances `arrived` and
+//!   raises line [`crate::domain::line::NIC`]. Without an offered buffer a packet is dropped and counted.
+//!
+//! The switch reads entries once, checks the copy, and trusts none of it; a VM that writes nonsense
+//! loses its own packets.
+
+/// Entries of each ring.
+pub const ENTRIES: usize = 32;
+/// Bytes of the largest frame: 1,500 bytes of payload and the Ethernet header.
+pub const FRAME_MAX: usize = 1514;
+/// Bytes of the smallest frame: an Ethernet header.
+pub const FRAME_MIN: usize = 14;
+
+/// A buffer: address in the VM's memory, bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct Entry {
+    /// Address of the first byte, within the window.
+    pub address: u64,
+    /// Bytes of the packet, or capacity of an empty buffer.
+    pub length: u32,
+    /// Must be 0.
+    pub reserved: u32,
+}
+
+/// First 64 bytes of the queue page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct Indices {
+    /// VM: packets put up for sending.
+    pub sent_filled: u32,
+    /// VM: empty buffers offered.
+    pub offered: u32,
+    /// Unused by the VM.
+    pub reserved: [u32; 6],
+    /// Switch: packets taken.
+    pub sent_taken: u32,
+    /// Switch: packets that have arrived.
+    pub arrived: u32,
+    /// Switch: packets dropped for want of a buffer.
+    pub dropped: u32,
+    /// Switch: packets refused (bad entry, forged source address, too long or short).
+    pub refused: u32,
+    /// Unused by the switch.
+    pub reserved2: [u32; 4],
+}
+
+/// The queue page.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(4096))]
+pub struct QueuePage {
+    /// Indices and counters.
+    pub indices: Indices,
+    /// Packets to send.
+    pub send: [Entry; ENTRIES],
+    /// Buffers to receive into.
+    pub receive: [Entry; ENTRIES],
+}
+
+impl QueuePage {
+    /// Empty queues.
+    pub const EMPTY: QueuePage = QueuePage {
+        indices: Indices {
+            sent_filled: 0,
+            offered: 0,
+            reserved: [0; 6],
+            sent_taken: 0,
+            arrived: 0,
+            dropped: 0,
+            refused: 0,
+            reserved2: [0; 4],
+        },
+        send: [Entry { address: 0, length: 0, reserved: 0 }; ENTRIES],
+        receive: [Entry { address: 0, length: 0, reserved: 0 }; ENTRIES],
+    };
+}
+
+/// Offset in the queue page of the indices that the switch writes.
+pub const SWITCH_INDICES: usize = core::mem::offset_of!(Indices, sent_taken);
+/// Offset of the send ring.
+pub const SEND_RING: usize = core::mem::offset_of!(QueuePage, send);
+/// Offset of the receive ring.
+pub const RECEIVE_RING: usize = core::mem::offset_of!(QueuePage, receive);
+
+const _: () = assert!(size_of::<QueuePage>() == 4096 && size_of::<Indices>() == 64 && size_of::<Entry>() == 16);
+const _: () = assert!(SWITCH_INDICES == 32 && SEND_RING == 64 && RECEIVE_RING == 64 + 16 * ENTRIES);

@@ -1,0 +1,62 @@
+//! The typed services of the servers, one file each.
+//!
+//! A request and its response are postcard-encoded values of the two types of a [`Service`]. A client
+//! first connects: it sends the service's key, a hash over the schemas of both types, under the label
+//! [`label::CONNECT`]. A server built from other types answers [`label::WRONG_VERSION`], so a mismatch is
+//! an error at connection, never garbage. Requests are decoded to their exact length; leftovers or a
+//! malformed request are answered with [`label::MALFORMED`] and change nothing.
+//!
+//! Calls go upward only: supervisor → loader → swap, vswitch → drivers → platform, console, init. The
+//! builder refuses a system in which they do not. The other way there are virtual interrupts.
+
+use postcard_schema::{Schema, key::Key};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+pub mod console;
+pub mod init;
+pub mod loader;
+pub mod net_driver;
+pub mod pager;
+pub mod platform;
+pub mod switch;
+
+/// Labels of messages.
+pub mod label {
+    /// Request: opens a session; the message is the key, 8 bytes. Reply: the server's key.
+    pub const CONNECT: u8 = 0;
+    /// Request: a request of the service.
+    pub const REQUEST: u8 = 1;
+    /// Reply: a response of the service.
+    pub const RESPONSE: u8 = 1;
+    /// Reply: the request could not be decoded.
+    pub const MALFORMED: u8 = 2;
+    /// Reply: the server was built from another version of the service.
+    pub const WRONG_VERSION: u8 = 3;
+}
+
+/// A service: its name and the types of its messages.
+pub trait Service {
+    /// Name, for people and for the key.
+    const NAME: &'static str;
+    /// What a client asks.
+    type Request<'a>: Serialize + Deserialize<'a> + Schema;
+    /// What the server answers.
+    type Response: Serialize + DeserializeOwned + Schema;
+
+    /// The key: changes whenever the schema of a message changes.
+    fn key() -> u64 {
+        let request = Key::for_path::<Self::Request<'static>>(Self::NAME).to_bytes();
+        let response = Key::for_path::<Self::Response>(Self::NAME).to_bytes();
+        u64::from_le_bytes(request).rotate_left(1) ^ u64::from_le_bytes(response)
+    }
+}
+
+/// A VM as the pager and the loader name it: the frame of its control block and that frame's generation,
+/// as in [`crate::abi::Target::pool`].
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize, Schema)]
+pub struct VmRef {
+    /// Frame number.
+    pub frame: u32,
+    /// Low 16 bits of the generation.
+    pub generation: u16,
+}

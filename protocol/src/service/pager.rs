@@ -1,0 +1,156 @@
+//! The swap server: owner of all memory of VMs, their pager and gatekeeper.
+
+use super::{Service, VmRef};
+use alloc::{string::String, vec::Vec};
+use postcard_schema::Schema;
+use serde::{Deserialize, Serialize};
+
+/// The service of the swap server.
+pub struct Pager;
+
+/// A guest image that the pager knows.
+pub type ImageNumber = u32;
+
+/// A loadable part of a guest image.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, Schema)]
+pub struct Part {
+    /// First byte in the VM's memory.
+    pub address: u64,
+    /// Bytes in memory.
+    pub length: u64,
+    /// First byte in the lent range.
+    pub data_offset: u64,
+    /// Bytes in the lent range; the rest is zero.
+    pub data_length: u64,
+    /// May be written (then each VM gets copies on write).
+    pub write: bool,
+    /// May be executed.
+    pub execute: bool,
+}
+
+/// What is asked of the pager.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, Schema)]
+pub enum Request {
+    /// Takes in a guest image, checked by the loader. The caller lends a range that holds the data
+    /// ([`crate::abi::Lend`]); it is copied before the answer.
+    DefineImage {
+        /// Parts, by address, not overlapping.
+        parts: Vec<Part>,
+    },
+    /// Forgets an image once no VM uses it.
+    DropImage(ImageNumber),
+    /// Creates a VM, stopped. The caller lends one page: the contents of its virtual register page.
+    Create {
+        /// Image.
+        image: ImageNumber,
+        /// Bytes of memory.
+        memory: u64,
+        /// First instruction.
+        entry: u64,
+        /// Tag for events: the VM's number.
+        tag: u64,
+        /// Windows of NIC, disk and console: address and bytes.
+        windows: [(u64, u64); 3],
+    },
+    /// Starts a VM, or lets it go on after `ready`.
+    Start(VmRef),
+    /// Destroys a VM and cleans its memory.
+    Destroy(VmRef),
+    /// Takes the next VM that stopped: those that ended, did something forbidden, or said `ready`. The pager raises
+    /// the channel's line when there is one.
+    NextStop,
+    /// Figures of a VM.
+    Usage(VmRef),
+    /// Figures of the pool.
+    Pool,
+    /// Brings pages of a VM into memory, writable if `write`; answered when they are there. From servers whose transfer met
+    /// [`crate::abi::Error::NotPresent`].
+    Bring {
+        /// The VM.
+        vm: VmRef,
+        /// First byte.
+        address: u64,
+        /// Bytes, at most 64 KiB.
+        length: u32,
+        /// For writing.
+        write: bool,
+    },
+}
+
+/// Why a VM stopped.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, Schema)]
+pub enum Stop {
+    /// It ended itself with this code.
+    Exit(u32),
+    /// It said `ready` and waits for `Start`.
+    Ready,
+    /// It touched memory it does not have, or in a way it may not.
+    BadAccess {
+        /// Address.
+        address: u64,
+        /// Instruction pointer.
+        instruction: u64,
+        /// Whether it wrote.
+        write: bool,
+        /// Whether it fetched an instruction.
+        execute: bool,
+    },
+    /// A processor exception.
+    Exception {
+        /// Vector.
+        vector: u32,
+        /// Error code.
+        error: u64,
+        /// Instruction pointer.
+        instruction: u64,
+    },
+    /// The pager could not serve it.
+    Pager(String),
+}
+
+/// What the pager answers.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, Schema)]
+pub enum Response {
+    /// Done.
+    Done,
+    /// An image's number.
+    Image(ImageNumber),
+    /// A new VM.
+    Created(VmRef),
+    /// A VM that stopped, with its tag; `None` when there is no more.
+    Stopped(Option<(VmRef, u64, Stop)>),
+    /// Figures of a VM.
+    Usage {
+        /// Frames of its own (tables and control block included).
+        frames: u64,
+        /// Frames shared with its image.
+        shared: u64,
+        /// Page faults served.
+        faults: u64,
+        /// Nanoseconds of processor time.
+        cpu_time: u64,
+    },
+    /// Figures of the pool, in frames.
+    Pool {
+        /// All.
+        total: u64,
+        /// Free.
+        free: u64,
+        /// VMs.
+        vms: u64,
+    },
+    /// No such VM or image.
+    NotFound,
+    /// Not enough memory.
+    OutOfMemory,
+    /// An argument makes no sense.
+    BadArgument,
+    /// The image is in use.
+    InUse,
+}
+
+impl Service for Pager {
+    const NAME: &'static str = "pager";
+    type Request<'a> = Request;
+    type Response = Response;
+}

@@ -1,0 +1,60 @@
+//! The Ethernet switch between the VMs and the network.
+
+use super::{Service, VmRef};
+use postcard_schema::Schema;
+use serde::{Deserialize, Serialize};
+
+/// The switch service.
+pub struct Switch;
+
+/// What the loader asks of the switch.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, Schema)]
+pub enum Request {
+    /// Gives a VM a port. Frames that it sends must have this source MAC, and IPv4 and ARP this source address.
+    Attach {
+        /// The VM.
+        vm: VmRef,
+        /// Its MAC address.
+        mac: [u8; 6],
+        /// Its IPv4 address.
+        address: [u8; 4],
+        /// Address of its queue page: the beginning of its NIC window.
+        queue: u64,
+        /// Bytes of its NIC window.
+        length: u64,
+    },
+    /// Takes the port away.
+    Detach(VmRef),
+    /// What the port counted.
+    Statistics(VmRef),
+}
+
+/// What the switch answers.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, Schema)]
+pub enum Response {
+    /// Done.
+    Done,
+    /// Counters of a port.
+    Statistics {
+        /// Packets from the VM.
+        sent: u64,
+        /// Packets to the VM.
+        received: u64,
+        /// Packets to the VM dropped for want of a buffer.
+        dropped: u64,
+        /// Packets from the VM refused.
+        refused: u64,
+    },
+    /// No port for this VM.
+    NotFound,
+    /// The MAC or IPv4 address has a port already.
+    Clash,
+    /// No room for another port.
+    Full,
+}
+
+impl Service for Switch {
+    const NAME: &'static str = "switch";
+    type Request<'a> = Request;
+    type Response = Response;
+}
