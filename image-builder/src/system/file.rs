@@ -1,0 +1,215 @@
+//! The shape of a system file: what its keys are called and what they take.
+//!
+//! Every value that a rule may complain about keeps its place in the file ([`Spanned`]).
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use toml::Spanned;
+
+use super::types::{Address, Cidr, Mac, PciId, PortRange, Size};
+
+/// A whole system file.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct SystemFile {
+    /// Name of the system; the file's name without `.toml` if absent.
+    pub name: Option<Spanned<String>>,
+    /// The machine to boot it on, unless the command line says otherwise.
+    #[serde(default)]
+    pub machine: MachineTable,
+    /// The VMs' network.
+    #[serde(default)]
+    pub network: Option<Spanned<NetworkTable>>,
+    /// The servers; `init` is implied.
+    #[serde(default)]
+    pub server: Vec<Spanned<ServerTable>>,
+    /// The VMs started at boot.
+    #[serde(default)]
+    pub vm: Vec<Spanned<VmTable>>,
+}
+
+/// `[machine]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MachineTable {
+    /// Memory of the machine.
+    pub memory: Option<Spanned<Size>>,
+    /// Processors.
+    pub cpus: Option<Spanned<u16>>,
+}
+
+/// `[network]`
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct NetworkTable {
+    /// The network.
+    pub address: Spanned<Cidr>,
+    /// Where packets for other networks go.
+    pub gateway: Spanned<Address>,
+    /// Name server.
+    pub name_server: Spanned<Address>,
+    /// First address given to VMs that name none; the network's 15th if absent.
+    pub first_vm: Option<Spanned<Address>>,
+}
+
+/// `[[server]]`
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct ServerTable {
+    /// Unique name.
+    pub name: Spanned<String>,
+    /// Program: a binary of this workspace, or the path of an ELF file. The name if absent.
+    pub program: Option<Spanned<String>>,
+    /// Scheduling band.
+    #[serde(default)]
+    pub band: BandName,
+    /// Its memory, everything included.
+    pub memory: Spanned<Size>,
+    /// What to do when it dies.
+    pub restart: Option<Spanned<RestartValue>>,
+    /// Servers that it calls.
+    #[serde(default)]
+    pub calls: Vec<Spanned<String>>,
+    /// I/O ports.
+    #[serde(default)]
+    pub ports: Vec<Spanned<PortRange>>,
+    /// Interrupt lines of the legacy PC.
+    #[serde(default)]
+    pub isa_interrupts: Vec<Spanned<u8>>,
+    /// PCI devices that it may claim from the platform server.
+    #[serde(default)]
+    pub pci: Vec<Spanned<PciId>>,
+    /// Memory shared by name with other servers.
+    #[serde(default)]
+    pub shared: Vec<Spanned<SharedTable>>,
+    /// Devices of VMs that it serves: their doorbells and windows.
+    #[serde(default)]
+    pub doorbells: Vec<Spanned<DoorbellName>>,
+    /// Firmware tables, all device registers and the interrupt authority: the platform server.
+    pub platform: Option<Spanned<bool>>,
+    /// All memory for VMs: the pager.
+    pub pool: Option<Spanned<bool>>,
+    /// The boot bundle, read-only.
+    #[serde(default)]
+    pub bundle: bool,
+    /// The kernel's debug line.
+    #[serde(default)]
+    pub debug: bool,
+    /// Options passed to the program.
+    #[serde(default)]
+    pub options: BTreeMap<String, OptionValue>,
+}
+
+/// `band`
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BandName {
+    /// Drivers: best.
+    Driver,
+    /// Servers.
+    #[default]
+    Server,
+}
+
+/// `restart`
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(untagged, expecting = "\"always\", \"never\" or { pause-ms = 10, most = 8, window-ms = 60000 }")]
+pub enum RestartValue {
+    /// By name.
+    Name(RestartName),
+    /// In numbers.
+    Limits(RestartTable),
+}
+
+/// `restart = "..."`
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RestartName {
+    /// With the default limits.
+    Always,
+    /// Not at all.
+    Never,
+}
+
+/// `restart = { ... }`
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct RestartTable {
+    /// First pause, in milliseconds; doubles with each death.
+    pub pause_ms: u32,
+    /// Deaths within the window after which the server is given up.
+    pub most: u32,
+    /// The window, in milliseconds.
+    pub window_ms: u32,
+}
+
+/// An entry of `shared`
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SharedTable {
+    /// Name by which servers share it.
+    pub name: String,
+    /// Its size; the same wherever it is named.
+    pub size: Size,
+}
+
+/// An entry of `doorbells`
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DoorbellName {
+    /// Network interfaces.
+    Nic,
+    /// Disks.
+    Disk,
+    /// Consoles.
+    Console,
+}
+
+/// A value of `options`
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
+#[serde(untagged, expecting = "a string, a whole number, true or false")]
+pub enum OptionValue {
+    /// Text.
+    Text(String),
+    /// A number.
+    Number(i64),
+    /// Yes or no.
+    Switch(bool),
+}
+
+impl OptionValue {
+    /// The text that the server gets.
+    pub fn text(&self) -> String {
+        match self {
+            OptionValue::Text(text) => text.clone(),
+            OptionValue::Number(number) => number.to_string(),
+            OptionValue::Switch(switch) => switch.to_string(),
+        }
+    }
+}
+
+/// `[[vm]]`
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmTable {
+    /// Unique name; with `count`, the names are `NAME-1`, `NAME-2` and so on.
+    pub name: Spanned<String>,
+    /// Guest image: a binary of this workspace, or the path of an ELF file. The name if absent.
+    pub image: Option<Spanned<String>>,
+    /// How many of them.
+    pub count: Option<Spanned<u32>>,
+    /// Memory; as the image's note says if absent.
+    pub memory: Option<Spanned<Size>>,
+    /// Address of the first one; the next ones follow.
+    pub address: Option<Spanned<Address>>,
+    /// MAC address; made from the IPv4 address if absent.
+    pub mac: Option<Spanned<Mac>>,
+    /// Arguments.
+    pub arguments: Option<Spanned<String>>,
+    /// TCP port on which it serves HTTP.
+    pub http: Option<Spanned<u16>>,
+    /// Other TCP ports that `cargo denali run` makes reachable.
+    #[serde(default)]
+    pub tcp: Vec<Spanned<u16>>,
+}
