@@ -24,6 +24,9 @@ pub fn order(nodes: &[Node<'_>], source: &Source) -> Result<Vec<usize>, Vec<Prob
     let mut problems = downward(nodes, source);
     let mut walk = Walk { nodes, source, state: vec![State::New; nodes.len()], order: Vec::new(), path: Vec::new() };
     for index in 0..nodes.len() {
+        if walk.state[index] == State::Done {
+            continue;
+        }
         if let Err(problem) = walk.visit(index) {
             problems.push(problem);
             break;

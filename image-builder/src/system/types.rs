@@ -128,7 +128,7 @@ impl TryFrom<String> for Mac {
         let mut parts = text.split(':');
         for byte in &mut mac {
             let part = parts.next().filter(|part| part.len() == 2).ok_or_else(wrong)?;
-            *byte = u8::from_str_radix(part, 16).map_err(|_| wrong())?;
+            *byte = hexadecimal(part).and_then(|value| u8::try_from(value).ok()).ok_or_else(wrong)?;
         }
         if parts.next().is_some() {
             return Err(wrong());
@@ -164,8 +164,8 @@ impl TryFrom<String> for PortRange {
         let wrong = || format!("`{text}` is not a range of I/O ports: write it like \"0x3f8-0x3ff\"");
         let (first, last) = text.split_once('-').unwrap_or((&text, &text));
         let range = PortRange {
-            first: hexadecimal(first.trim()).ok_or_else(wrong)?,
-            last: hexadecimal(last.trim()).ok_or_else(wrong)?,
+            first: first.trim().strip_prefix("0x").and_then(hexadecimal).ok_or_else(wrong)?,
+            last: last.trim().strip_prefix("0x").and_then(hexadecimal).ok_or_else(wrong)?,
         };
         if range.first > range.last {
             return Err(format!("`{text}` ends before it begins"));
@@ -174,8 +174,10 @@ impl TryFrom<String> for PortRange {
     }
 }
 
-fn hexadecimal(text: &str) -> Option<u16> {
-    u16::from_str_radix(text.strip_prefix("0x")?, 16).ok()
+/// A number of hexadecimal digits alone: no sign, no prefix.
+fn hexadecimal(digits: &str) -> Option<u16> {
+    let plain = digits.chars().all(|c| c.is_ascii_hexdigit());
+    u16::from_str_radix(digits, 16).ok().filter(|_| plain)
 }
 
 impl fmt::Display for PortRange {
@@ -198,7 +200,7 @@ impl TryFrom<String> for PciId {
     type Error = String;
 
     fn try_from(text: String) -> Result<PciId, String> {
-        let number = |part: &str| u16::from_str_radix(part, 16).ok().filter(|_| part.len() == 4);
+        let number = |part: &str| hexadecimal(part).filter(|_| part.len() == 4);
         let id = text.split_once(':').and_then(|(vendor, device)| Some((number(vendor)?, number(device)?)));
         let (vendor, device) =
             id.ok_or_else(|| format!("`{text}` is not a PCI device: write vendor:device like \"1af4:1041\""))?;
