@@ -28,7 +28,23 @@ pub struct Part {
     pub execute: bool,
 }
 
-/// What is asked of the pager.
+/// A VM in a list.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, Schema)]
+pub struct VmEntry {
+    /// The VM.
+    pub vm: VmRef,
+    /// Its tag.
+    pub tag: u64,
+    /// Its image.
+    pub image: ImageNumber,
+    /// Whether it was ever started.
+    pub started: bool,
+    /// Why it stopped, if it did.
+    pub stop: Option<Stop>,
+}
+
+/// What is asked of the pager. Managing images and VMs is for the loader; any client may ask for figures and
+/// have pages brought.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, Schema)]
 pub enum Request {
     /// Takes in a guest image, checked by the loader. The caller lends a range that holds the data
@@ -59,6 +75,12 @@ pub enum Request {
     /// Takes the next VM that stopped: those that ended, did something forbidden, or said `ready`. The pager raises
     /// the channel's line when there is one.
     NextStop,
+    /// VMs, as many as fit into an answer, from position `from` on (0 at first): how a restarted loader finds them again.
+    /// What it is told of stops here it is not told by [`Request::NextStop`] again.
+    List {
+        /// Position.
+        from: u32,
+    },
     /// Figures of a VM.
     Usage(VmRef),
     /// Figures of the pool.
@@ -130,11 +152,13 @@ pub enum Response {
         /// Nanoseconds of processor time.
         cpu_time: u64,
     },
+    /// VMs, and the position to go on from if there are more.
+    Vms(Vec<VmEntry>, Option<u32>),
     /// Figures of the pool, in frames.
     Pool {
         /// All.
         total: u64,
-        /// Free.
+        /// Neither in use nor promised to a VM: what new VMs and images can get.
         free: u64,
         /// VMs.
         vms: u64,
@@ -147,6 +171,8 @@ pub enum Response {
     BadArgument,
     /// The image is in use.
     InUse,
+    /// The request is not allowed to this client.
+    Denied,
 }
 
 impl Service for Pager {
