@@ -107,7 +107,8 @@ pub enum Resource {
     },
     /// The firmware's tables and all device registers, and the interrupt authority: for the platform server alone.
     Platform,
-    /// A hardware interrupt line of the legacy PC (ISA interrupt number), bound by `init` through the platform's routing.
+    /// A hardware interrupt line of the legacy PC (ISA interrupt number). The server takes it from the platform server, which
+    /// knows the routing ([`crate::service::platform::Request::IsaInterrupt`]).
     IsaInterrupt {
         /// 0-15.
         number: u8,
@@ -221,6 +222,8 @@ pub struct StartupClient {
     pub line: u8,
     /// PCI devices that the client may claim (for the platform server).
     pub pci_devices: Vec<(u16, u16)>,
+    /// ISA interrupts that the client may take (for the platform server): its [`Resource::IsaInterrupt`]s.
+    pub isa_interrupts: Vec<u8>,
 }
 
 /// A resource in a startup page.
