@@ -8,6 +8,7 @@ pub mod cpio;
 pub mod elf;
 pub mod interrupt;
 pub mod lines;
+pub mod machine;
 pub mod process;
 pub mod system;
 pub mod toolchain;

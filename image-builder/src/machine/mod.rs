@@ -1,0 +1,125 @@
+//! A machine that runs under QEMU.
+//!
+//! * [`qemu`]: its command line.
+//! * [`serial`]: its serial line.
+//! * [`http`]: asking its VMs for pages.
+//! * [`ports`]: which ports of the host lead to which VM.
+
+pub mod http;
+pub mod ports;
+pub mod qemu;
+pub mod serial;
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use miette::{IntoDiagnostic, Result, WrapErr, miette};
+
+use crate::process;
+use qemu::Machine;
+use serial::Serial;
+
+/// Where bytes from the serial line go besides.
+pub type Sink = Box<dyn FnMut(&[u8]) + Send>;
+
+/// A running machine. It ends when this value does.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    input: Option<ChildStdin>,
+    /// Its serial line.
+    pub serial: Serial,
+    /// When it was started.
+    pub started: Instant,
+    /// Where everything it writes is kept.
+    pub log: PathBuf,
+    readers: Vec<JoinHandle<()>>,
+}
+
+impl Running {
+    /// Starts a machine. `sink` gets what it writes to the serial line, besides the log file.
+    pub fn start(qemu: &Path, machine: &Machine, log: &Path, mut sink: Sink) -> Result<Running> {
+        let mut file = File::create(log).into_diagnostic().wrap_err_with(|| miette!("{} cannot be written", log.display()))?;
+        let mut command = Command::new(qemu);
+        command.args(machine.arguments()).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // A group of its own: Ctrl-C on the terminal reaches us, and we end QEMU.
+        command.process_group(0);
+        let mut child = command.spawn().into_diagnostic().wrap_err("QEMU cannot be started")?;
+        let serial = Serial::default();
+        let mut readers = Vec::new();
+        if let Some(mut output) = child.stdout.take() {
+            let serial = serial.clone();
+            readers.push(thread::spawn(move || {
+                let mut buffer = [0; 4096];
+                while let Ok(length @ 1..) = output.read(&mut buffer) {
+                    // The log is for people to read afterwards; a full disk must not end the machine.
+                    let _ = file.write_all(&buffer[..length]);
+                    serial.push(&buffer[..length]);
+                    sink(&buffer[..length]);
+                }
+                serial.close();
+            }));
+        }
+        if let Some(mut errors) = child.stderr.take() {
+            readers.push(thread::spawn(move || {
+                let mut text = String::new();
+                let _ = errors.read_to_string(&mut text);
+                for line in text.lines() {
+                    eprintln!("QEMU: {line}");
+                }
+            }));
+        }
+        let input = child.stdin.take();
+        Ok(Running { child, input, serial, started: Instant::now(), log: log.to_path_buf(), readers })
+    }
+
+    /// Types something on the serial line.
+    pub fn send(&mut self, bytes: &[u8]) -> Result<()> {
+        let input = self.input.as_mut().ok_or_else(|| miette!("the serial line is closed"))?;
+        input.write_all(bytes).and_then(|()| input.flush()).into_diagnostic().wrap_err("the serial line is closed")
+    }
+
+    /// The input side of the serial line, for a thread that copies what the user types.
+    pub fn take_input(&mut self) -> Option<ChildStdin> {
+        self.input.take()
+    }
+
+    /// Its exit status if it has ended.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        self.child.try_wait().into_diagnostic()
+    }
+
+    /// Waits for its end.
+    pub fn wait(&mut self, limit: Duration) -> Result<Option<ExitStatus>> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let status = self.ended()?;
+            if status.is_some() || Instant::now() >= deadline || crate::interrupt::requested() {
+                return Ok(status);
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Ends it, and waits until all it wrote has been read.
+    pub fn stop(&mut self) {
+        if !matches!(self.child.try_wait(), Ok(Some(_))) {
+            process::end(&mut self.child);
+        }
+        for reader in self.readers.drain(..) {
+            // A reader that panicked has lost output, nothing else.
+            let _ = reader.join();
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}

@@ -1,0 +1,189 @@
+//! The command line of QEMU. A pure function of what the machine should be.
+
+use std::ffi::OsString;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+
+use crate::accelerator::Accelerator;
+use crate::system::network::MACHINE_MAC;
+
+/// The program.
+pub const PROGRAM: &str = "qemu-system-x86_64";
+/// The Debian package that has it.
+pub const PACKAGE: &str = "qemu-system-x86";
+/// Exit code of QEMU when the system ended itself with success: it wrote 0x10 to port 0xf4.
+pub const EXIT_SUCCESS: i32 = 0x10 << 1 | 1;
+/// Exit code of QEMU when the system ended itself with failure: it wrote 0x11 to port 0xf4.
+pub const EXIT_FAILURE: i32 = 0x11 << 1 | 1;
+
+/// A TCP port of the host that leads to one of a VM.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Forward {
+    /// Port on 127.0.0.1.
+    pub host: u16,
+    /// The VM's address.
+    pub address: Ipv4Addr,
+    /// The VM's port.
+    pub port: u16,
+}
+
+/// What the machine's NIC is connected to.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Network {
+    /// QEMU's user-mode network.
+    User {
+        /// Network address and prefix length.
+        network: (Ipv4Addr, u8),
+        /// The gateway's address.
+        gateway: Ipv4Addr,
+        /// The name server's address.
+        name_server: Ipv4Addr,
+        /// Ports of the host that lead to VMs.
+        forwards: Vec<Forward>,
+    },
+    /// A UDP socket: each datagram is one Ethernet frame. For tests that look at frames.
+    Frames {
+        /// Port on 127.0.0.1 from which QEMU sends.
+        local: u16,
+        /// Port on 127.0.0.1 to which it sends.
+        remote: u16,
+    },
+    /// No NIC.
+    None,
+}
+
+/// A machine.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Machine {
+    /// The microkernel.
+    pub kernel: PathBuf,
+    /// The bundle.
+    pub bundle: PathBuf,
+    /// Memory in MiB.
+    pub memory: u64,
+    /// Processors.
+    pub cpus: u16,
+    /// Accelerator.
+    pub accelerator: Accelerator,
+    /// Time counts instructions: one a nanosecond. Makes measurements repeatable. TCG only.
+    pub count_instructions: bool,
+    /// NIC.
+    pub network: Network,
+    /// Arguments that the user adds.
+    pub extra: Vec<OsString>,
+}
+
+impl Machine {
+    /// QEMU's arguments.
+    pub fn arguments(&self) -> Vec<OsString> {
+        let mut arguments: Vec<OsString> = Vec::new();
+        let mut add = |words: &[&str]| arguments.extend(words.iter().map(OsString::from));
+        add(&["-nodefaults", "-no-user-config", "-machine", "q35", "-display", "none", "-no-reboot"]);
+        match self.accelerator {
+            Accelerator::Kvm => add(&["-accel", "kvm", "-cpu", "host"]),
+            // Counting instructions needs one thread for all processors.
+            Accelerator::Tcg if self.count_instructions => {
+                add(&["-accel", "tcg,thread=single", "-cpu", "max", "-icount", "shift=0,sleep=off"]);
+            }
+            Accelerator::Tcg => add(&["-accel", "tcg,thread=multi", "-cpu", "max"]),
+        }
+        add(&["-m", &format!("{}M", self.memory), "-smp", &self.cpus.to_string()]);
+        add(&["-chardev", "stdio,id=serial,signal=off", "-serial", "chardev:serial"]);
+        add(&["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"]);
+        if let Some(netdev) = self.network.netdev() {
+            // The machine boots from `-kernel`: an option ROM for booting from the network only costs time.
+            let device = format!("virtio-net-pci,netdev=net,mac={MACHINE_MAC},disable-legacy=on,romfile=");
+            add(&["-netdev", &netdev, "-device", &device]);
+        }
+        arguments.extend(["-kernel".into(), self.kernel.clone().into_os_string()]);
+        arguments.extend(["-initrd".into(), self.bundle.clone().into_os_string()]);
+        arguments.extend(self.extra.iter().cloned());
+        arguments
+    }
+
+    /// The whole command line, for people.
+    pub fn command_line(&self) -> String {
+        let quote = |word: &OsString| {
+            let word = word.to_string_lossy();
+            let plain = !word.is_empty() && word.chars().all(|c| c.is_alphanumeric() || "-_./:,=+".contains(c));
+            if plain { word.into_owned() } else { format!("'{}'", word.replace('\'', "'\\''")) }
+        };
+        let words: Vec<_> = self.arguments().iter().map(quote).collect();
+        format!("{PROGRAM} {}", words.join(" "))
+    }
+}
+
+impl Network {
+    fn netdev(&self) -> Option<String> {
+        match self {
+            Network::User { network: (address, prefix), gateway, name_server, forwards } => {
+                let mut netdev = format!("user,id=net,net={address}/{prefix},host={gateway},dns={name_server}");
+                for forward in forwards {
+                    netdev += &format!(",hostfwd=tcp:127.0.0.1:{}-{}:{}", forward.host, forward.address, forward.port);
+                }
+                Some(netdev)
+            }
+            Network::Frames { local, remote } => {
+                Some(format!("socket,id=net,udp=127.0.0.1:{remote},localaddr=127.0.0.1:{local}"))
+            }
+            Network::None => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn machine() -> Machine {
+        Machine {
+            kernel: "k".into(),
+            bundle: "b c".into(),
+            memory: 512,
+            cpus: 2,
+            accelerator: Accelerator::Tcg,
+            count_instructions: false,
+            network: Network::User {
+                network: (Ipv4Addr::new(10, 0, 2, 0), 24),
+                gateway: Ipv4Addr::new(10, 0, 2, 2),
+                name_server: Ipv4Addr::new(10, 0, 2, 3),
+                forwards: vec![
+                    Forward { host: 8080, address: Ipv4Addr::new(10, 0, 2, 15), port: 80 },
+                    Forward { host: 8081, address: Ipv4Addr::new(10, 0, 2, 16), port: 80 },
+                ],
+            },
+            extra: vec!["-s".into()],
+        }
+    }
+
+    #[test]
+    fn the_usual_machine() {
+        let line = machine().command_line();
+        for part in [
+            "-machine q35",
+            "-accel tcg,thread=multi -cpu max",
+            "-m 512M -smp 2",
+            "hostfwd=tcp:127.0.0.1:8080-10.0.2.15:80,hostfwd=tcp:127.0.0.1:8081-10.0.2.16:80",
+            "virtio-net-pci,netdev=net,mac=52:54:00:12:34:56,disable-legacy=on",
+            "isa-debug-exit,iobase=0xf4,iosize=0x04",
+            "-kernel k -initrd 'b c' -s",
+        ] {
+            assert!(line.contains(part), "{part} is missing: {line}");
+        }
+    }
+
+    #[test]
+    fn counting_instructions_uses_one_thread() {
+        let line = Machine { count_instructions: true, network: Network::None, ..machine() }.command_line();
+        assert!(line.contains("-accel tcg,thread=single -cpu max -icount shift=0,sleep=off"), "{line}");
+        assert!(!line.contains("netdev"), "{line}");
+    }
+
+    #[test]
+    fn kvm_and_frames() {
+        let network = Network::Frames { local: 1, remote: 2 };
+        let line = Machine { accelerator: Accelerator::Kvm, network, ..machine() }.command_line();
+        assert!(line.contains("-accel kvm -cpu host"), "{line}");
+        assert!(line.contains("socket,id=net,udp=127.0.0.1:2,localaddr=127.0.0.1:1"), "{line}");
+    }
+}
