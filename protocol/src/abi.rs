@@ -64,6 +64,7 @@ pub enum Number {
     /// Performs [`crate::domain::Control`] `rsi` on the domain `rdi` ([`Target`]) with arguments `rdx r8 r9`.
     DomainControl = 15,
     /// Copies slot `rdx` of the caller, narrowed by [`crate::capability::Narrow`] at `r8` (0: as it is), into slot `rsi` of the domain `rdi` ([`Target`], or own).
+    /// With a pool [`Target`] in `rdx`, a capability to that domain is made: with the rights over domains of the extent, and CALL if CONTROL is among them.
     CapabilityCopy = 16,
     /// Empties the own slot `rdi`.
     CapabilityDelete = 17,

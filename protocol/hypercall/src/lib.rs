@@ -290,6 +290,14 @@ pub fn capability_copy(target: Target, to: u8, from: u8, narrow: Option<&Narrow>
     simple(Number::CapabilityCopy, [target.0, u64::from(to), u64::from(from), narrow, 0]).map(drop)
 }
 
+/// Makes a capability to the domain `domain` (a pool target), narrowed, in slot `to` of `target`.
+///
+/// Its rights are those over domains of the extent that `domain` names; with CONTROL comes CALL.
+pub fn capability_for_domain(target: Target, to: u8, domain: Target, narrow: Option<&Narrow>) -> Result<()> {
+    let narrow = narrow.map_or(0, |narrow| narrow as *const Narrow as u64);
+    simple(Number::CapabilityCopy, [target.0, u64::from(to), domain.0, narrow, 0]).map(drop)
+}
+
 /// Empties an own slot.
 pub fn capability_delete(slot: u8) -> Result<()> {
     simple(Number::CapabilityDelete, [u64::from(slot), 0, 0, 0, 0]).map(drop)

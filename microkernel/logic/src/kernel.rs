@@ -1,0 +1,364 @@
+//! The kernel: entry, dispatch, and the way back to a domain.
+
+use crate::{
+    Frame, Machine, NO_FRAME,
+    block::{FLAG_FULL_RESTORE, FLAG_REWARD, State},
+    devices::Vectors,
+    frames::FrameTable,
+    paging::Missing,
+    scheduler::{SLICE, Scheduler},
+    timers::{self, Timers},
+};
+use protocol::{
+    abi::{Error, NEVER, Number, Reply, Request},
+    domain::{EventKind, FAULT_PRESENT, FAULT_WRITE, line},
+};
+
+/// Timers that one timer interrupt handles; with more due, the next interrupt comes at once.
+const TIMERS_AT_ONCE: usize = 64;
+
+/// The kernel's whole state. What belongs to a domain lies in the domain's control block.
+pub struct Kernel<M: Machine> {
+    /// The hardware.
+    pub machine: M,
+    /// The frame table.
+    pub frames: FrameTable,
+    pub(crate) scheduler: Scheduler,
+    pub(crate) timers: Timers,
+    pub(crate) vectors: Vectors,
+    /// The domain that runs; [`NO_FRAME`]: none.
+    pub(crate) current: Frame,
+    /// The domain whose address space and floating-point state are loaded.
+    loaded: Frame,
+    /// Ticks at which `loaded` was switched to.
+    since: u64,
+    /// When the slice of the running domain ends; [`NEVER`]: nobody waits for it.
+    slice_end: u64,
+    /// What the timer is set to.
+    armed: u64,
+    /// Somebody woke, or the slice is over: look for a better domain before going back.
+    pub(crate) reschedule: bool,
+}
+
+/// Why a call did not end with its own results in the registers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Stop {
+    /// It is refused.
+    Refused(Error),
+    /// It touched a page of the calling domain that is missing.
+    Fault(Missing),
+    /// The domain no longer runs, or its registers are set already.
+    Done,
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Stop {
+        Stop::Refused(error)
+    }
+}
+
+impl From<Missing> for Stop {
+    fn from(missing: Missing) -> Stop {
+        Stop::Fault(missing)
+    }
+}
+
+/// What a call returns: `Ok` sets `rax` to success.
+pub(crate) type Outcome = Result<(), Stop>;
+
+impl<M: Machine> Kernel<M> {
+    /// A kernel without domains.
+    pub fn new(machine: M, frames: FrameTable) -> Kernel<M> {
+        Kernel {
+            machine,
+            frames,
+            scheduler: Scheduler::default(),
+            timers: Timers::default(),
+            vectors: Vectors::new(),
+            current: NO_FRAME,
+            loaded: NO_FRAME,
+            since: 0,
+            slice_end: NEVER,
+            armed: NEVER,
+            reschedule: true,
+        }
+    }
+
+    /// The running domain has executed `syscall`; its registers are in its control block. Returns who runs next.
+    #[inline]
+    pub fn system_call(&mut self) -> Frame {
+        let me = self.current;
+        let request = Request(self.machine.block(me).registers.rax);
+        // The commonest calls first; the rest through the table.
+        let outcome = if request.0 == Request::new(Number::Null).0 {
+            Ok(())
+        } else if request.0 & Request::TOP == 0 {
+            Err(Stop::Refused(Error::BadNumber))
+        } else if request.number() == Number::Call as u8 {
+            self.call(me, request)
+        } else if request.number() == Number::ReplyWait as u8 {
+            self.reply_wait(me, request)
+        } else {
+            self.dispatch(me, request)
+        };
+        match outcome {
+            Ok(()) => self.machine.block_mut(me).registers.rax = Reply::OK.0,
+            Err(Stop::Done) => {}
+            Err(stop) => self.refuse(me, stop),
+        }
+        self.leave()
+    }
+
+    #[inline(never)]
+    fn dispatch(&mut self, me: Frame, request: Request) -> Outcome {
+        let Some(number) = Number::from_u8(request.number()) else { return Err(Error::BadNumber.into()) };
+        match number {
+            Number::Null => Ok(()),
+            Number::Call => self.call(me, request),
+            Number::ReplyWait => self.reply_wait(me, request),
+            Number::Reply => self.reply(me, request),
+            Number::Send => self.send(me, request),
+            Number::Idle => self.idle(me),
+            Number::Exit => self.exit(me),
+            Number::Ready => self.ready(me),
+            Number::Doorbell => self.doorbell(me),
+            Number::InterruptReturn => self.interrupt_return(me),
+            Number::Raise => self.raise_call(me),
+            Number::Collect => self.collect(me),
+            Number::Map => self.map(me),
+            Number::Transfer => self.transfer(me),
+            Number::DomainCreate => self.domain_create(me),
+            Number::DomainControl => self.domain_control(me),
+            Number::CapabilityCopy => self.capability_copy(me),
+            Number::CapabilityDelete => self.capability_delete(me),
+            Number::CapabilityInfo => self.capability_info(me),
+            Number::InterruptCreate => self.interrupt_create(me),
+            Number::InterruptBind => self.interrupt_bind(me),
+            Number::InterruptAcknowledge => self.interrupt_acknowledge(me),
+            Number::IoApicAdd => self.io_apic_add(me),
+            Number::PortIo => self.port_io(me),
+            Number::DebugWrite => self.debug_write(me),
+            Number::SetBuffer => self.set_buffer(me),
+            Number::SetTimer => self.set_timer(me),
+            Number::DomainUsage => self.domain_usage(me),
+        }
+    }
+
+    /// Ends a call that was refused. A missing page of a VM is a fault of the VM, which will execute the call again; of
+    /// another domain, whose memory is always there, an error.
+    #[inline(never)]
+    pub(crate) fn refuse(&mut self, me: Frame, stop: Stop) {
+        match stop {
+            Stop::Refused(error) => self.machine.block_mut(me).registers.rax = Reply::error(error).0,
+            Stop::Fault(missing) if self.machine.block(me).is_vm() => {
+                let present = self.entry(self.machine.block(me).root, missing.address).is_present();
+                let block = self.machine.block_mut(me);
+                // `syscall` is two bytes long.
+                block.registers.rip = block.registers.rip.wrapping_sub(2);
+                let code = FAULT_WRITE * u32::from(missing.write) | FAULT_PRESENT * u32::from(present);
+                self.trap(me, EventKind::PageFault, code, missing.address, 0);
+            }
+            Stop::Fault(_) => self.machine.block_mut(me).registers.rax = Reply::error(Error::BadAddress).0,
+            Stop::Done => {}
+        }
+    }
+
+    /// The running domain has faulted; its registers are in its control block. Returns who runs next.
+    pub fn exception(&mut self, vector: u8, error: u64, address: u64) -> Frame {
+        let me = self.current;
+        if me != NO_FRAME {
+            self.machine.block_mut(me).flags |= FLAG_FULL_RESTORE;
+            if vector == 14 {
+                self.trap(me, EventKind::PageFault, error as u32, address, error);
+            } else {
+                self.trap(me, EventKind::Exception, u32::from(vector), 0, error);
+            }
+        }
+        self.leave()
+    }
+
+    /// A hardware interrupt has come. Returns who runs next.
+    pub fn hardware_interrupt(&mut self, vector: u8) -> Frame {
+        self.mark_interrupted();
+        self.hardware(vector);
+        self.machine.end_of_interrupt();
+        self.leave()
+    }
+
+    /// The timer has run out. Returns who runs next.
+    pub fn timer_interrupt(&mut self) -> Frame {
+        self.mark_interrupted();
+        self.machine.end_of_interrupt();
+        self.armed = NEVER;
+        let now = self.machine.now();
+        for _ in 0..TIMERS_AT_ONCE {
+            let Some((frame, node)) = self.timers.expire(&mut self.machine, now) else { break };
+            if node == timers::CLOCK {
+                self.raise(frame, line::TIMER);
+            } else {
+                self.wait_over(frame);
+            }
+        }
+        if now >= self.slice_end {
+            self.reschedule = true;
+        }
+        self.arm();
+        self.leave()
+    }
+
+    fn mark_interrupted(&mut self) {
+        if self.current != NO_FRAME {
+            self.machine.block_mut(self.current).flags |= FLAG_FULL_RESTORE;
+        }
+    }
+
+    /// Takes the running domain off the processor; it is in no queue.
+    #[inline]
+    pub(crate) fn block_current(&mut self, me: Frame, state: State) {
+        self.machine.block_mut(me).set_state(state);
+        if self.current == me {
+            self.current = NO_FRAME;
+        }
+    }
+
+    /// Lets a domain run that is in no queue.
+    pub(crate) fn make_runnable(&mut self, frame: Frame) {
+        self.machine.block_mut(frame).set_state(State::Runnable);
+        self.scheduler.wake(&mut self.machine, frame);
+        self.reschedule = true;
+    }
+
+    /// Remembers that a domain goes idle of itself, for the reward.
+    pub(crate) fn note_idle(&mut self, me: Frame) {
+        if self.machine.now() < self.slice_end {
+            self.machine.block_mut(me).flags |= FLAG_REWARD;
+        }
+    }
+
+    /// Chooses who runs next and loads it.
+    #[inline]
+    pub(crate) fn leave(&mut self) -> Frame {
+        if self.reschedule || self.current == NO_FRAME {
+            self.choose();
+        }
+        let next = self.current;
+        if next == NO_FRAME {
+            return NO_FRAME;
+        }
+        if next != self.loaded {
+            self.switch(next);
+        }
+        if self.machine.block(next).pending != 0 {
+            self.deliver(next);
+        }
+        next
+    }
+
+    #[inline(never)]
+    fn choose(&mut self) {
+        self.reschedule = false;
+        let current = self.current;
+        if current != NO_FRAME {
+            let band = self.machine.block(current).band;
+            let over = self.slice_end != NEVER && self.machine.now() >= self.slice_end;
+            let better = self.scheduler.better_than(band);
+            if !better && !(over && self.scheduler.any_in(band)) {
+                self.watch_slice();
+                return;
+            }
+            self.scheduler.add(&mut self.machine, current, !over);
+        }
+        self.current = self.scheduler.take(&mut self.machine).unwrap_or(NO_FRAME);
+        self.slice_end = NEVER;
+        self.watch_slice();
+        self.arm();
+    }
+
+    /// Begins a slice if somebody of the same band waits and none has begun.
+    fn watch_slice(&mut self) {
+        if self.current == NO_FRAME || self.slice_end != NEVER {
+            return;
+        }
+        // VMs always run in slices, so that going idle early means something; others only while another waits.
+        let band = self.machine.block(self.current).band;
+        if self.machine.block(self.current).is_vm() || self.scheduler.any_in(band) {
+            self.slice_end = self.machine.now() + SLICE;
+            self.arm();
+        }
+    }
+
+    /// Sets the timer to whatever comes first.
+    pub(crate) fn arm(&mut self) {
+        let slice = if self.current == NO_FRAME { NEVER } else { self.slice_end };
+        let deadline = self.timers.earliest(&self.machine).map_or(slice, |timer| timer.min(slice));
+        if deadline != self.armed {
+            self.armed = deadline;
+            self.machine.arm_timer(deadline);
+        }
+    }
+
+    fn switch(&mut self, next: Frame) {
+        let ticks = self.machine.ticks();
+        let previous = self.loaded;
+        if previous != NO_FRAME {
+            self.machine.block_mut(previous).cpu_ticks += ticks.wrapping_sub(self.since);
+        }
+        self.since = ticks;
+        self.machine.block_mut(next).switches += 1;
+        self.machine.switch(previous, next);
+        self.loaded = next;
+    }
+
+    /// Charges the time since the last switch before the processor sleeps.
+    pub fn account_idle(&mut self) {
+        let ticks = self.machine.ticks();
+        if self.loaded != NO_FRAME {
+            self.machine.block_mut(self.loaded).cpu_ticks += ticks.wrapping_sub(self.since);
+        }
+        self.since = ticks;
+    }
+
+    /// The processor wakes from sleep: the time asleep is nobody's.
+    pub fn resume_from_idle(&mut self) {
+        self.since = self.machine.ticks();
+    }
+
+    /// Forgets that a domain which is about to die or be reset is loaded.
+    pub(crate) fn unload(&mut self, frame: Frame) {
+        if self.loaded == frame {
+            self.account_idle();
+            self.machine.switch(frame, NO_FRAME);
+            self.loaded = NO_FRAME;
+        }
+    }
+
+    /// Whether a domain's address space is loaded.
+    pub(crate) fn is_loaded(&self, frame: Frame) -> bool {
+        self.loaded == frame
+    }
+
+    /// Takes a domain out of whatever it is in: queue, list, timers, processor. Its state is the caller's to set.
+    pub(crate) fn extract(&mut self, frame: Frame) {
+        use crate::lists::{Through, remove};
+        let block = self.machine.block(frame);
+        let partner = block.partner;
+        match block.state() {
+            State::Runnable if self.current == frame => {
+                self.current = NO_FRAME;
+                self.slice_end = NEVER;
+                self.reschedule = true;
+            }
+            State::Runnable => self.scheduler.remove(&mut self.machine, frame),
+            State::Calling => {
+                let callers = self.machine.block(partner).callers;
+                self.machine.block_mut(partner).callers = remove(&mut self.machine, callers, frame, Through::Main);
+            }
+            State::Awaiting => {
+                let clients = self.machine.block(partner).clients;
+                self.machine.block_mut(partner).clients = remove(&mut self.machine, clients, frame, Through::Main);
+            }
+            _ => {}
+        }
+        self.timers.cancel(&mut self.machine, frame, timers::WAIT);
+    }
+}

@@ -1,0 +1,278 @@
+//! Page tables of domains, and a domain's memory as the kernel sees it.
+//!
+//! A domain has the lowest 512 GiB: one page-directory-pointer table as root, page directories and page tables below
+//! it (Intel SDM vol. 3, 4.5). Each processor has one top-level table whose first entry is the root of
+//! the domain that runs; so a domain costs no top-level table, and the kernel's half is shared by all.
+//! The kernel never goes through a user mapping: it walks these tables and reaches the frame directly.
+
+use crate::{Frame, Kernel, Machine, frames::FrameKind};
+use protocol::{
+    abi::Error,
+    layout::{PAGE, SPACE_END},
+    memory::Access,
+};
+
+/// A page table of any level.
+pub type Table = [Entry; 512];
+
+/// Entry bit: present.
+const PRESENT: u64 = 1 << 0;
+/// Entry bit: writable.
+const WRITE: u64 = 1 << 1;
+/// Entry bit: reachable from ring 3.
+const USER: u64 = 1 << 2;
+/// Entry bits: uncached.
+const UNCACHED: u64 = 1 << 3 | 1 << 4;
+/// Entry bit: no instruction fetch.
+const NO_EXECUTE: u64 = 1 << 63;
+const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+
+/// An entry of a page table.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+#[repr(transparent)]
+pub struct Entry(pub u64);
+
+impl Entry {
+    /// Nothing mapped.
+    pub const EMPTY: Entry = Entry(0);
+
+    /// A lower table.
+    pub const fn table(frame: Frame) -> Entry {
+        Entry((frame as u64) << 12 | PRESENT | WRITE | USER)
+    }
+
+    /// A page.
+    pub fn page(frame: Frame, access: Access, uncached: bool) -> Entry {
+        let mut bits = u64::from(frame) << 12 | PRESENT | USER;
+        if access.contains(Access::WRITE) {
+            bits |= WRITE;
+        }
+        if !access.contains(Access::EXECUTE) {
+            bits |= NO_EXECUTE;
+        }
+        if uncached {
+            bits |= UNCACHED;
+        }
+        Entry(bits)
+    }
+
+    /// Whether anything is mapped.
+    #[inline]
+    pub const fn is_present(self) -> bool {
+        self.0 & PRESENT != 0
+    }
+    /// Whether it may be written.
+    pub const fn is_writable(self) -> bool {
+        self.0 & WRITE != 0
+    }
+    /// Whether it is mapped uncached: device registers.
+    pub const fn is_device(self) -> bool {
+        self.0 & UNCACHED != 0
+    }
+    /// The frame that it names.
+    #[inline]
+    pub const fn frame(self) -> Frame {
+        ((self.0 & ADDRESS) >> 12) as Frame
+    }
+}
+
+/// Where an address is looked up in the table of `level` (3 root, 2, 1).
+#[inline]
+const fn index(address: u64, level: u32) -> usize {
+    (address >> (12 + 9 * (level - 1))) as usize & 511
+}
+
+/// A range of a domain's addresses: not yet memory. Only the functions of this file make memory of it, page by page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct UserRange {
+    start: u64,
+    length: u64,
+}
+
+impl UserRange {
+    /// `length` bytes from `start`; refused if not wholly in a domain's half of the address space.
+    pub fn new(start: u64, length: u64) -> Result<UserRange, Error> {
+        match start.checked_add(length) {
+            Some(end) if end <= SPACE_END => Ok(UserRange { start, length }),
+            _ => Err(Error::BadAddress),
+        }
+    }
+
+    /// `count` records of type `T` from `start`, aligned to 8 bytes.
+    pub fn records<T>(start: u64, count: u64) -> Result<UserRange, Error> {
+        if !start.is_multiple_of(8) {
+            return Err(Error::BadAddress);
+        }
+        UserRange::new(start, count.checked_mul(size_of::<T>() as u64).ok_or(Error::BadArgument)?)
+    }
+}
+
+/// A page of a domain that is not there, or not writable when it should be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Missing {
+    /// Address within it.
+    pub address: u64,
+    /// Whether it was to be written.
+    pub write: bool,
+}
+
+impl<M: Machine> Kernel<M> {
+    /// The page table that holds the entry for `address`; `None` if it is missing.
+    #[inline]
+    pub(crate) fn leaf_table(&self, root: Frame, address: u64) -> Option<Frame> {
+        let upper = self.machine.table(root)[index(address, 3)];
+        if !upper.is_present() {
+            return None;
+        }
+        let middle = self.machine.table(upper.frame())[index(address, 2)];
+        middle.is_present().then(|| middle.frame())
+    }
+
+    /// The entry for `address`.
+    #[inline]
+    pub(crate) fn entry(&self, root: Frame, address: u64) -> Entry {
+        match self.leaf_table(root, address) {
+            Some(table) => self.machine.table(table)[index(address, 1)],
+            None => Entry::EMPTY,
+        }
+    }
+
+    /// Writes the entry for `address` in the table `leaf`.
+    pub(crate) fn set_entry(&mut self, leaf: Frame, address: u64, entry: Entry) {
+        self.machine.table_mut(leaf)[index(address, 1)] = entry;
+    }
+
+    /// Physical address of `address` in the domain below `root`. Device registers are not memory.
+    #[inline]
+    pub(crate) fn translate(&self, root: Frame, address: u64, write: bool) -> Result<u64, Missing> {
+        let entry = self.entry(root, address);
+        if !entry.is_present() || (write && !entry.is_writable()) || entry.is_device() {
+            return Err(Missing { address, write });
+        }
+        Ok(u64::from(entry.frame()) << 12 | address & (PAGE - 1))
+    }
+
+    /// Reads `bytes` from a range, which must be as long.
+    pub(crate) fn read_user(&self, root: Frame, range: UserRange, bytes: &mut [u8]) -> Result<(), Missing> {
+        let mut address = range.start;
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let here = rest.len().min((PAGE - address % PAGE) as usize);
+            let (part, after) = rest.split_at_mut(here);
+            let physical = self.translate(root, address, false)?;
+            self.machine.read(physical, part);
+            address += here as u64;
+            rest = after;
+        }
+        Ok(())
+    }
+
+    /// Writes `bytes` to a range, which must be as long.
+    pub(crate) fn write_user(&mut self, root: Frame, range: UserRange, bytes: &[u8]) -> Result<(), Missing> {
+        let mut address = range.start;
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let here = rest.len().min((PAGE - address % PAGE) as usize);
+            let (part, after) = rest.split_at(here);
+            let physical = self.translate(root, address, true)?;
+            self.machine.write(physical, part);
+            address += here as u64;
+            rest = after;
+        }
+        Ok(())
+    }
+
+    /// Whether every page of a range can be reached.
+    pub(crate) fn probe_user(&self, root: Frame, range: UserRange, write: bool) -> Result<(), Missing> {
+        let mut address = range.start;
+        let end = range.start + range.length;
+        while address < end {
+            self.translate(root, address, write)?;
+            address = (address / PAGE + 1) * PAGE;
+        }
+        Ok(())
+    }
+
+    /// Makes `frame` the table that is missing highest up for `address`.
+    pub(crate) fn add_table(&mut self, root: Frame, address: u64, frame: Frame) -> Result<(), Error> {
+        let upper = self.machine.table(root)[index(address, 3)];
+        let (parent, level) = if !upper.is_present() {
+            (root, 3)
+        } else if !self.machine.table(upper.frame())[index(address, 2)].is_present() {
+            (upper.frame(), 2)
+        } else {
+            return Err(Error::Occupied);
+        };
+        self.frames.make(frame, FrameKind::Table)?;
+        self.machine.zero(frame);
+        self.machine.table_mut(parent)[index(address, level)] = Entry::table(frame);
+        Ok(())
+    }
+
+    /// Gives up mappings and tables below `root`, at most `budget` page tables of them; whether all is done.
+    pub(crate) fn tear_down(&mut self, root: Frame, mut budget: u32) -> bool {
+        for upper in 0..512 {
+            let directory = self.machine.table(root)[upper];
+            if !directory.is_present() {
+                continue;
+            }
+            for middle in 0..512 {
+                let table = self.machine.table(directory.frame())[middle];
+                if !table.is_present() {
+                    continue;
+                }
+                if budget == 0 {
+                    return false;
+                }
+                budget -= 1;
+                for leaf in 0..512 {
+                    let page = self.machine.table(table.frame())[leaf];
+                    if page.is_present() {
+                        self.frames.unmap(page.frame());
+                    }
+                }
+                self.machine.table_mut(directory.frame())[middle] = Entry::EMPTY;
+                self.frames.free(table.frame());
+            }
+            self.machine.table_mut(root)[upper] = Entry::EMPTY;
+            self.frames.free(directory.frame());
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn ranges_end_where_a_domain_ends() {
+        assert!(UserRange::new(SPACE_END - 1, 1).is_ok());
+        assert!(UserRange::new(SPACE_END, 0).is_ok());
+        assert_eq!(UserRange::new(SPACE_END - 1, 2), Err(Error::BadAddress));
+        assert_eq!(UserRange::new(0xffff_8000_0000_0000, 8), Err(Error::BadAddress));
+        assert_eq!(UserRange::new(u64::MAX, 1), Err(Error::BadAddress));
+        assert_eq!(UserRange::records::<u64>(8, u64::MAX), Err(Error::BadArgument));
+        assert_eq!(UserRange::records::<u64>(4, 1), Err(Error::BadAddress));
+    }
+
+    proptest! {
+        #[test]
+        fn entries_keep_frame_and_access(frame: u32, access in 0u8..4, uncached: bool) {
+            let access = Access::from_bits_truncate(access);
+            let entry = Entry::page(frame, access, uncached);
+            prop_assert!(entry.is_present());
+            prop_assert_eq!(entry.frame(), frame);
+            prop_assert_eq!(entry.is_writable(), access.contains(Access::WRITE));
+            prop_assert_eq!(entry.is_device(), uncached);
+        }
+
+        #[test]
+        fn no_range_reaches_the_kernel(start: u64, length: u64) {
+            if let Ok(range) = UserRange::new(start, length) {
+                prop_assert!(u128::from(range.start) + u128::from(range.length) <= u128::from(SPACE_END));
+            }
+        }
+    }
+}
