@@ -1,0 +1,428 @@
+//! The console: log lines and VM output above, the operator's line at the bottom.
+//!
+//! Everything printed is whole lines, but for the bottom line: what [`Console::write`] left without an end (the
+//! prompt) and what was typed after it. It is erased when another line has to be printed, and drawn again when
+//! nothing more waits.
+
+use crate::{
+    editor::{Edit, Editor},
+    output::{Class, Output},
+    text::sanitise,
+    vms::{Vm, Vms},
+};
+use alloc::{collections::VecDeque, format, string::String};
+use protocol::{service::VmRef, text::OUTPUT};
+
+/// Lines typed ahead of who reads them.
+pub const LINES_AHEAD: usize = 16;
+/// Bytes of the prompt.
+pub const PROMPT_MAX: usize = 256;
+/// Nanoseconds after which a VM's line is printed though it has not ended.
+pub const LINE_DELAY: u64 = 250_000_000;
+
+/// Returns to the first column and erases the line.
+const ERASE: &str = "\r\x1b[K";
+const BELL: &str = "\x07";
+
+/// The console.
+#[derive(Debug)]
+pub struct Console {
+    output: Output,
+    editor: Editor,
+    prompt: String,
+    /// Whether the bottom line is on the screen.
+    shown: bool,
+    /// Lines of servers and VMs that found no room.
+    dropped: u64,
+    lines: VecDeque<String>,
+    vms: Vms,
+    /// VMs to look at again, each at most once, with the time.
+    later: VecDeque<(u64, VmRef)>,
+}
+
+impl Console {
+    /// A console for at most `vms` VMs.
+    pub fn new(vms: usize) -> Console {
+        Console {
+            output: Output::default(),
+            editor: Editor::default(),
+            prompt: String::new(),
+            shown: false,
+            dropped: 0,
+            lines: VecDeque::new(),
+            vms: Vms::new(vms),
+            later: VecDeque::new(),
+        }
+    }
+
+    /// The next byte for the serial line.
+    pub fn next_byte(&mut self) -> Option<u8> {
+        if self.output.is_empty() {
+            self.settle();
+        }
+        self.output.pop()
+    }
+
+    /// Whether all that can be printed was taken.
+    pub fn is_idle(&self) -> bool {
+        self.output.is_empty() && self.dropped == 0 && (self.shown || self.bottom_is_empty())
+    }
+
+    fn bottom_is_empty(&self) -> bool {
+        self.prompt.is_empty() && self.editor.line().is_empty()
+    }
+
+    /// Draws what has to be there when nothing more waits.
+    fn settle(&mut self) {
+        if self.dropped > 0 {
+            let report = format!("console: {} lines dropped, the serial line is too slow\n", self.dropped);
+            self.dropped = 0;
+            self.print(Class::Server, &report);
+        }
+        if !self.shown && !self.bottom_is_empty() {
+            let typed = String::from_utf8_lossy(self.editor.line());
+            self.shown = self.output.push(Class::Operator, &format!("{}{typed}", self.prompt));
+        }
+    }
+
+    fn erase_bottom(&mut self) {
+        if self.shown {
+            // If it does not fit, an old prompt stays in the middle of the output: ugly, and harmless.
+            let _ = self.output.push(Class::Operator, ERASE);
+            self.shown = false;
+        }
+    }
+
+    /// Queues whole lines.
+    fn print(&mut self, class: Class, lines: &str) {
+        self.erase_bottom();
+        if !self.output.push(class, lines) {
+            self.dropped += 1;
+        }
+    }
+
+    /// Prints a server's lines, each with its name before it.
+    pub fn log(&mut self, name: &str, text: &str) {
+        for line in text.trim_end_matches('\n').split('\n') {
+            let mut whole = format!("{name}: ");
+            sanitise(line.as_bytes(), &mut whole);
+            whole.push('\n');
+            self.print(Class::Server, &whole);
+        }
+    }
+
+    /// Prints the operator's text as it is. What comes after the last line end is the prompt.
+    pub fn write(&mut self, text: &str) {
+        self.erase_bottom();
+        self.prompt.push_str(text);
+        let mut end = self.prompt.rfind('\n').map_or(0, |at| at + 1);
+        if self.prompt.len() - end > PROMPT_MAX {
+            self.prompt.push('\n');
+            end = self.prompt.len();
+        }
+        let prompt = self.prompt.split_off(end);
+        let lines = core::mem::replace(&mut self.prompt, prompt);
+        if !self.output.push(Class::Operator, &lines) {
+            self.dropped += 1;
+        }
+    }
+
+    /// Takes a byte that the operator typed.
+    pub fn typed(&mut self, byte: u8) {
+        let edit = self.editor.typed(byte);
+        match edit {
+            Edit::Nothing => {}
+            Edit::Added(byte) if self.shown && byte.is_ascii() => {
+                let mut utf8 = [0; 4];
+                let echo = char::from(byte).encode_utf8(&mut utf8);
+                if !self.output.push(Class::Operator, echo) {
+                    self.erase_bottom();
+                }
+            }
+            // Drawn anew as a whole when nothing more waits; the parts of a character beyond ASCII come one by one.
+            Edit::Added(_) | Edit::Shortened => self.erase_bottom(),
+            Edit::Full => drop(self.output.push(Class::Operator, BELL)),
+            Edit::Cancelled => {
+                self.erase_bottom();
+                let _ = self.output.push(Class::Operator, &format!("{}^C\n", self.prompt));
+            }
+            Edit::Entered(line) => {
+                let prompt = core::mem::take(&mut self.prompt);
+                let end = if self.shown { "\n" } else { &format!("{prompt}{line}\n") };
+                self.shown = false;
+                let _ = self.output.push(Class::Operator, end);
+                if self.lines.len() < LINES_AHEAD {
+                    self.lines.push_back(line);
+                } else {
+                    let _ = self.output.push(Class::Operator, BELL);
+                }
+            }
+        }
+    }
+
+    /// The next line that the operator has entered.
+    pub fn take_line(&mut self) -> Option<String> {
+        self.lines.pop_front()
+    }
+
+    /// Puts a line back that could not be handed over.
+    pub fn put_line_back(&mut self, line: String) {
+        self.lines.push_front(line);
+    }
+
+    /// Gives a VM a console; `false` if there is no room for another.
+    pub fn attach(&mut self, vm: VmRef, name: &str, page: u64, now: u64) -> bool {
+        self.vms.attach(Vm::new(vm, name, page, now)).is_ok()
+    }
+
+    /// Takes a VM's console away; what it was in the middle of is printed.
+    pub fn detach(&mut self, vm: VmRef) {
+        if let Some(mut vm) = self.vms.detach(vm) {
+            let Vm { name, lost, .. } = &vm;
+            let (name, lost) = (name.clone(), *lost);
+            vm.flush(|line| self.vm_line(&name, line));
+            if lost > 0 {
+                self.vm_lost(&name, lost);
+            }
+        }
+    }
+
+    /// The address of the console page to read now that the VM has rung its doorbell; `None` if the VM is unknown, or
+    /// has used up its allowance: then it is looked at later.
+    pub fn rung(&mut self, vm: VmRef, now: u64) -> Option<u64> {
+        let found = self.vms.get(vm)?;
+        let page = found.page;
+        match found.bucket.muted_until(now) {
+            None => Some(page),
+            Some(until) => {
+                self.look_later(vm, until);
+                None
+            }
+        }
+    }
+
+    /// Takes the output in a VM's page; returns the index `read` to write back, or `None` if the VM is unknown.
+    pub fn vm_output(&mut self, vm: VmRef, written: u32, read: u32, ring: &[u8; OUTPUT], now: u64) -> Option<u32> {
+        let found = self.vms.get(vm)?;
+        let name = found.name.clone();
+        let mut text = String::new();
+        let mut lines = 0;
+        let read = found.take(written, read, ring, now, |line| {
+            vm_line(&name, line, &mut text);
+            lines += 1;
+        });
+        let later = match found.bucket.muted_until(now) {
+            Some(until) => Some(until),
+            None if found.has_begun_line() => Some(now.saturating_add(LINE_DELAY)),
+            None if found.lost > 0 => Some(now),
+            None => None,
+        };
+        if lines > 0 {
+            self.erase_bottom();
+            if !self.output.push(Class::Vm, &text) {
+                self.dropped += lines;
+            }
+        }
+        if let Some(time) = later {
+            self.look_later(vm, time);
+        }
+        Some(read)
+    }
+
+    fn vm_line(&mut self, name: &str, line: &[u8]) {
+        let mut text = String::new();
+        vm_line(name, line, &mut text);
+        self.print(Class::Vm, &text);
+    }
+
+    fn vm_lost(&mut self, name: &str, lost: u64) {
+        self.print(Class::Server, &format!("vm {name}| [{lost} bytes of output dropped]\n"));
+    }
+
+    fn look_later(&mut self, vm: VmRef, time: u64) {
+        if let Some(found) = self.vms.get(vm)
+            && !found.waits
+        {
+            found.waits = true;
+            self.later.push_back((time, vm));
+        }
+    }
+
+    /// When [`Console::look`] has something to do, in nanoseconds since kernel entry.
+    pub fn next_look(&self) -> Option<u64> {
+        self.later.front().map(|(time, _)| *time)
+    }
+
+    /// Looks at the first VM that was put off, if its time has come: says what it lost, prints the line it is in the
+    /// middle of. Returns it if its page is to be read now.
+    pub fn look(&mut self, now: u64) -> Option<VmRef> {
+        self.later.front().filter(|(time, _)| *time <= now)?;
+        let (_, vm) = self.later.pop_front()?;
+        let found = self.vms.get(vm)?;
+        found.waits = false;
+        if let Some(until) = found.bucket.muted_until(now) {
+            self.look_later(vm, until);
+            return None;
+        }
+        let name = found.name.clone();
+        let lost = core::mem::take(&mut found.lost);
+        let mut begun = None;
+        found.flush(|line| begun = Some(line.to_vec()));
+        if let Some(line) = begun {
+            self.vm_line(&name, &line);
+        }
+        if lost > 0 {
+            self.vm_lost(&name, lost);
+        }
+        Some(vm)
+    }
+}
+
+/// Appends a VM's line to `text`.
+fn vm_line(name: &str, line: &[u8], text: &mut String) {
+    text.push_str("vm ");
+    text.push_str(name);
+    text.push_str("| ");
+    sanitise(line, text);
+    text.push('\n');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limit::{BURST, RATE};
+    use alloc::vec::Vec;
+
+    const VM: VmRef = VmRef { frame: 9, generation: 3 };
+
+    fn printed(console: &mut Console) -> String {
+        String::from_utf8(core::iter::from_fn(|| console.next_byte()).collect::<Vec<_>>()).unwrap()
+    }
+
+    fn type_in(console: &mut Console, text: &str) {
+        text.bytes().for_each(|byte| console.typed(byte));
+    }
+
+    fn vm_prints(console: &mut Console, written: &mut u32, text: &str, now: u64) {
+        let mut ring = [0; OUTPUT];
+        for byte in text.bytes() {
+            ring[*written as usize % OUTPUT] = byte;
+            *written += 1;
+        }
+        assert_eq!(console.vm_output(VM, *written, 0, &ring, now), Some(*written));
+    }
+
+    #[test]
+    fn log_lines_carry_the_name_and_nothing_harmful() {
+        let mut console = Console::new(1);
+        console.log("swap", "ready\x1b[2J\ntwo\n");
+        assert_eq!(printed(&mut console), "swap: ready.[2J\r\nswap: two\r\n");
+        assert!(console.is_idle());
+    }
+
+    #[test]
+    fn the_prompt_moves_out_of_the_way_of_a_log_line() {
+        let mut console = Console::new(1);
+        console.write("Denali\n> ");
+        assert_eq!(printed(&mut console), "Denali\r\n> ");
+        type_in(&mut console, "li");
+        assert_eq!(printed(&mut console), "li");
+        console.log("swap", "hello");
+        console.log("swap", "again");
+        assert_eq!(printed(&mut console), "\r\x1b[Kswap: hello\r\nswap: again\r\n> li");
+        type_in(&mut console, "st\r");
+        assert_eq!(printed(&mut console), "st\r\n");
+        assert_eq!(console.take_line().as_deref(), Some("list"));
+        assert_eq!(console.take_line(), None);
+    }
+
+    #[test]
+    fn editing_redraws_the_line() {
+        let mut console = Console::new(1);
+        console.write("> ");
+        type_in(&mut console, "kill\x08\x08");
+        assert_eq!(printed(&mut console), "> ki");
+        type_in(&mut console, "\x7f");
+        assert_eq!(printed(&mut console), "\r\x1b[K> k");
+        type_in(&mut console, "\x15");
+        assert_eq!(printed(&mut console), "\r\x1b[K> ");
+        type_in(&mut console, "\x03");
+        assert_eq!(printed(&mut console), "\r\x1b[K> ^C\r\n> ");
+    }
+
+    #[test]
+    fn lines_typed_ahead_are_kept_but_not_without_end() {
+        let mut console = Console::new(1);
+        for number in 0..100 {
+            type_in(&mut console, &format!("{number}\r"));
+        }
+        let lines: Vec<_> = core::iter::from_fn(|| console.take_line()).collect();
+        assert_eq!(lines.len(), LINES_AHEAD);
+        assert_eq!(lines[1], "1");
+    }
+
+    #[test]
+    fn a_full_queue_says_how_much_was_dropped() {
+        let mut console = Console::new(1);
+        for _ in 0..10_000 {
+            console.log("swap", "the same line again and again");
+        }
+        let text = printed(&mut console);
+        let kept = text.matches("again and again").count();
+        assert!(text.ends_with(&format!("console: {} lines dropped, the serial line is too slow\r\n", 10_000 - kept)));
+        assert!(console.is_idle());
+    }
+
+    #[test]
+    fn vm_lines_are_whole_and_named() {
+        let mut console = Console::new(1);
+        assert!(console.attach(VM, "web", 0x20_3000, 0));
+        assert_eq!(console.rung(VM, 0), Some(0x20_3000));
+        let mut written = 0;
+        vm_prints(&mut console, &mut written, "hel", 0);
+        assert_eq!(printed(&mut console), "");
+        vm_prints(&mut console, &mut written, "lo\nlogin: ", 1);
+        assert_eq!(printed(&mut console), "vm web| hello\r\n");
+        let due = console.next_look().unwrap();
+        assert_eq!(console.look(due - 1), None);
+        assert_eq!(console.look(due), Some(VM));
+        assert_eq!(printed(&mut console), "vm web| login: \r\n");
+        assert_eq!(console.next_look(), None);
+    }
+
+    #[test]
+    fn a_flooding_vm_is_muted_and_its_loss_told() {
+        let mut console = Console::new(1);
+        console.attach(VM, "flood", 0, 0);
+        let line = "y".repeat(99) + "\n";
+        let mut written = 0;
+        let mut rings = 0;
+        let mut text = String::new();
+        while console.rung(VM, 0).is_some() {
+            vm_prints(&mut console, &mut written, &line, 0);
+            rings += 1;
+            text += &printed(&mut console);
+        }
+        assert_eq!(text.matches("yyy\r\n").count() as u64, BURST / 100);
+        assert_eq!(rings, BURST.div_ceil(100));
+        // It goes on writing unread, then its time has come.
+        let due = console.next_look().unwrap();
+        let lost = written as u64 - BURST;
+        assert!(console.look(due - 1).is_none());
+        assert_eq!(console.look(due), Some(VM));
+        let text = printed(&mut console);
+        assert!(text.ends_with(&format!("vm flood| [{lost} bytes of output dropped]\r\n")), "{text}");
+        assert!(due <= 1_000_000_000 * BURST / RATE);
+    }
+
+    #[test]
+    fn detach_prints_the_rest() {
+        let mut console = Console::new(1);
+        console.attach(VM, "web", 0, 0);
+        vm_prints(&mut console, &mut 0, "panicked", 0);
+        console.detach(VM);
+        assert_eq!(printed(&mut console), "vm web| panicked\r\n");
+        assert_eq!(console.rung(VM, 0), None);
+        assert_eq!(console.look(u64::MAX), None);
+    }
+}

@@ -1,0 +1,58 @@
+//! What untrusted text is turned into before it is printed.
+//!
+//! Control characters could move the cursor, forge lines of others or reprogram the terminal; each is printed as `.`.
+
+use alloc::string::String;
+
+/// Spaces that a tab stands for.
+const TAB: &str = "    ";
+
+/// Appends one line of text, harmless, to `out`. Bytes that are not UTF-8 become U+FFFD.
+pub fn sanitise(bytes: &[u8], out: &mut String) {
+    for chunk in bytes.utf8_chunks() {
+        for character in chunk.valid().chars() {
+            match character {
+                '\t' => out.push_str(TAB),
+                '\r' => {}
+                _ if is_harmless(character) => out.push(character),
+                _ => out.push('.'),
+            }
+        }
+        if !chunk.invalid().is_empty() {
+            out.push('\u{fffd}');
+        }
+    }
+}
+
+/// Whether a character neither controls the terminal nor changes the direction of the text around it.
+fn is_harmless(character: char) -> bool {
+    !character.is_control()
+        && !matches!(character, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn sanitised(bytes: &[u8]) -> String {
+        let mut out = String::new();
+        sanitise(bytes, &mut out);
+        out
+    }
+
+    #[test]
+    fn escape_sequences_lose_their_power() {
+        assert_eq!(sanitised(b"a\x1b[2Jb\x07\r"), "a.[2Jb.");
+        assert_eq!(sanitised("c1 \u{9b}2J, bidi \u{202e}".as_bytes()), "c1 .2J, bidi .");
+        assert_eq!(sanitised(b"tab\tbad\xffend"), "tab    bad\u{fffd}end");
+        assert_eq!(sanitised("Grüße, 世界".as_bytes()), "Grüße, 世界");
+    }
+
+    proptest! {
+        #[test]
+        fn no_control_character_survives(bytes: std::vec::Vec<u8>) {
+            prop_assert!(!sanitised(&bytes).chars().any(char::is_control));
+        }
+    }
+}
