@@ -4,6 +4,8 @@
 
 /// Slots of `init`.
 pub mod slot {
+    /// [`crate::capability::Kind::Domain`], CONTROL, CALL and RAISE: `init` itself, so that it can hand out channels to itself.
+    pub const SELF: u8 = 0;
     /// [`crate::capability::Kind::Memory`], all rights: free memory, the largest extent.
     pub const MEMORY: u8 = 1;
     /// Memory, READ and MAP: the bundle.
