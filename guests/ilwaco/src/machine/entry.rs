@@ -1,0 +1,148 @@
+//! Where a guest begins, and what its image says of itself.
+
+use super::{executor, interrupt, random};
+use core::future::Future;
+use embassy_executor::Spawner;
+use protocol::{
+    ARCHITECTURE_VERSION,
+    note::{ElfNote, Note},
+};
+
+/// What [`entry!`] leaves for the library, besides the note. One for each image.
+#[repr(C)]
+#[derive(Debug)]
+pub struct Image {
+    /// Lowest byte of the stack.
+    pub stack: *const u8,
+    /// Bytes of the stack.
+    pub stack_bytes: usize,
+    /// Runs the guest's `main`.
+    pub run: fn() -> !,
+    /// NIC window; null if there is none.
+    pub nic: *const u8,
+    /// Bytes of the NIC window.
+    pub nic_length: usize,
+}
+
+// SAFETY: it is only read; the addresses in it are those of statics.
+unsafe impl Sync for Image {}
+
+/// The ELF note, in a static whose addresses the linker fills in.
+#[repr(transparent)]
+#[derive(Debug)]
+pub struct StaticNote(ElfNote<*const u8>);
+
+// SAFETY: it is only read, and by no code of the guest.
+unsafe impl Sync for StaticNote {}
+
+impl StaticNote {
+    /// A note for this version of the virtual architecture.
+    pub const fn new(memory: u64, nic: (*const u8, usize), console: *const u8) -> StaticNote {
+        StaticNote(ElfNote::new(Note {
+            version: ARCHITECTURE_VERSION,
+            flags: 0,
+            memory,
+            nic: nic.0,
+            nic_length: nic.1 as u64,
+            disk: core::ptr::null(),
+            disk_length: 0,
+            console,
+            console_length: if console.is_null() { 0 } else { 4096 },
+        }))
+    }
+}
+
+unsafe extern "Rust" {
+    /// Made by [`entry!`].
+    safe static ILWACO_IMAGE: Image;
+}
+
+/// The image's parameters.
+pub(super) fn image() -> &'static Image {
+    &ILWACO_IMAGE
+}
+
+/// First instruction of the guest: `rsp` is undefined, so its own stack comes first.
+#[unsafe(naked)]
+#[unsafe(no_mangle)]
+extern "C" fn _start() -> ! {
+    core::arch::naked_asm!(
+        "mov rsp, [rip + {image}]",
+        "add rsp, [rip + {image} + 8]",
+        "xor ebp, ebp",
+        "call {begin}",
+        "ud2",
+        image = sym ILWACO_IMAGE,
+        begin = sym begin,
+    )
+}
+
+extern "C" fn begin() -> ! {
+    interrupt::set_enabled(false);
+    (image().run)()
+}
+
+/// Runs `main` as the first task; the VM ends with code 0 when it returns. Behind [`entry!`].
+pub fn start<F: Future<Output = ()> + 'static>(main: fn(Spawner) -> F) -> ! {
+    random::start();
+    executor::run(async move |spawner| {
+        main(spawner).await;
+        super::panic::exit(0)
+    })
+}
+
+/// Makes a program a guest: its entry, stack, windows and ELF note.
+///
+/// `entry!(main, memory = BYTES [, stack = BYTES] [, nic = BUFFERS] [, console])`
+///
+/// * `main`: `async fn main(spawner: ilwaco::Spawner)`. The VM ends with code 0 when it returns.
+/// * `memory`: bytes of memory that the VM wants, a multiple of 4096; the system file may say otherwise.
+/// * `stack`: bytes of stack; 32 KiB if left out.
+/// * `nic`: the VM has a NIC with this many packet buffers of 2 KiB (3 to 63).
+/// * `console`: the VM has a console.
+#[macro_export]
+macro_rules! entry {
+    ($main:path, memory = $memory:expr $(, stack = $stack:expr)? $(, nic = $nic:expr)? $(, $console:ident)? $(,)?) => {
+        const _: () = {
+            const STACK_BYTES: usize = {
+                let bytes = 32 * 1024;
+                $(let bytes = $stack;)?
+                bytes
+            };
+            static STACK: $crate::Stack<STACK_BYTES> = $crate::Stack::new();
+            $(static NIC: $crate::Window<{ $nic }> = $crate::Window::new();)?
+            const NIC_WINDOW: (*const u8, usize) = {
+                let window = (core::ptr::null(), 0);
+                $(
+                    let _: usize = $nic;
+                    let window = ((&raw const NIC).cast::<u8>(), size_of_val(&NIC));
+                )?
+                window
+            };
+            #[unsafe(no_mangle)]
+            static ILWACO_IMAGE: $crate::Image = $crate::Image {
+                stack: (&raw const STACK).cast(),
+                stack_bytes: STACK_BYTES,
+                run: || $crate::start($main),
+                nic: NIC_WINDOW.0,
+                nic_length: NIC_WINDOW.1,
+            };
+            #[used]
+            #[unsafe(link_section = ".note.denali")]
+            static NOTE: $crate::StaticNote = $crate::StaticNote::new($memory, NIC_WINDOW, {
+                let page = core::ptr::null();
+                $(let page = $crate::entry_console!($console);)?
+                page
+            });
+        };
+    };
+}
+
+/// The console's page, for [`entry!`].
+#[doc(hidden)]
+#[macro_export]
+macro_rules! entry_console {
+    (console) => {
+        (&raw const $crate::console::PAGE).cast::<u8>()
+    };
+}

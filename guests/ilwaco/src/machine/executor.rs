@@ -1,0 +1,59 @@
+//! The idle loop: runs the tasks that are ready, rings doorbells, takes virtual interrupts, and idles until the next timer.
+
+use super::{clock, doorbell, lines, stack, timers};
+use alloc::boxed::Box;
+use core::{
+    future::Future,
+    sync::atomic::{AtomicBool, Ordering},
+};
+use embassy_executor::{
+    SpawnToken, Spawner,
+    raw::{Executor, TaskStorage},
+};
+
+/// Rounds between two looks at the end of the stack.
+const STACK_LOOK: u32 = 1024;
+
+/// Whether a task became ready since the last round.
+static READY: AtomicBool = AtomicBool::new(false);
+
+/// Called by the executor when a task becomes ready.
+#[unsafe(export_name = "__pender")]
+fn pender(_context: *mut ()) {
+    READY.store(true, Ordering::Relaxed);
+}
+
+/// Makes a task of a future, in memory of the heap: `spawner.spawn(ilwaco::task(async { ... }))`.
+///
+/// The memory stays reserved when the task ends: for work that comes and goes, let a few tasks take turns.
+pub fn task<F: Future<Output = ()> + 'static>(future: F) -> SpawnToken<impl Sized> {
+    let storage: &'static TaskStorage<F> = Box::leak(Box::new(TaskStorage::new()));
+    match storage.spawn(|| future) {
+        Ok(token) => token,
+        Err(_) => unreachable!("new task storage is free"),
+    }
+}
+
+/// Runs the guest.
+pub(super) fn run<F: Future<Output = ()> + 'static>(main: impl FnOnce(Spawner) -> F) -> ! {
+    let executor: &'static Executor = Box::leak(Box::new(Executor::new(core::ptr::null_mut())));
+    let spawner = executor.spawner();
+    spawner.spawn(task(main(spawner)));
+    let mut rounds = 0u32;
+    loop {
+        READY.store(false, Ordering::Relaxed);
+        // SAFETY: there is one executor, polled here only, not by itself.
+        unsafe { executor.poll() };
+        doorbell::ring();
+        lines::poll();
+        let deadline = timers::next(clock::now());
+        rounds = rounds.wrapping_add(1);
+        if rounds.is_multiple_of(STACK_LOOK) {
+            assert!(stack::is_sound(), "stack overflow");
+        }
+        if !READY.load(Ordering::Relaxed) {
+            // A line that became pending after `poll` is still pending: then this returns at once.
+            hypercall::idle(deadline);
+        }
+    }
+}

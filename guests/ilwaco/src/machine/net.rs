@@ -1,0 +1,131 @@
+//! TCP/IP: `embassy-net` over the VM's NIC.
+
+use super::{
+    executor, lines,
+    nic::{self, Nic},
+    random, vm,
+};
+use crate::packets::{Outgoing, Received};
+use alloc::boxed::Box;
+use core::{cell::RefCell, task::Context};
+use embassy_executor::Spawner;
+use embassy_net::{Config, Ipv4Cidr, Stack, StackResources, StaticConfigV4};
+use embassy_net_driver::{Capabilities, Driver, HardwareAddress, LinkState, RxToken, TxToken};
+use protocol::nic::FRAME_MAX;
+
+/// Starts the network with the addresses that the VM was given, or DHCP if it was given none and the feature `dhcp` is on.
+/// There can be up to `SOCKETS` sockets at a time, of which DNS and DHCP take one each if they are on.
+///
+/// # Panics
+/// If the image has no NIC, or the network was started before.
+pub fn start<const SOCKETS: usize>(spawner: Spawner) -> Stack<'static> {
+    let nic = nic::take().expect("the image has no NIC (entry!(main, ..., nic = 16)), or it was taken before");
+    let config = match vm::network() {
+        Some(network) => Config::ipv4_static(StaticConfigV4 {
+            address: Ipv4Cidr::new(network.address, network.prefix),
+            gateway: network.gateway,
+            dns_servers: network.name_server.into_iter().collect(),
+        }),
+        #[cfg(feature = "dhcp")]
+        None => Config::dhcpv4(embassy_net::DhcpConfig::default()),
+        #[cfg(not(feature = "dhcp"))]
+        None => Config::default(),
+    };
+    let resources = Box::leak(Box::new(StackResources::<SOCKETS>::new()));
+    let (stack, mut runner) =
+        embassy_net::new(Interface { nic: RefCell::new(nic) }, config, resources, random::next_u64());
+    spawner.spawn(executor::task(async move { runner.run().await }));
+    stack
+}
+
+/// The NIC as embassy-net wants it.
+struct Interface {
+    nic: RefCell<Nic>,
+}
+
+impl Driver for Interface {
+    type RxToken<'a> = Arrival<'a>;
+    type TxToken<'a> = Departure<'a>;
+
+    fn receive(&mut self, context: &mut Context) -> Option<(Arrival<'_>, Departure<'_>)> {
+        let nic = self.nic.get_mut();
+        // A reply needs a buffer too: without one the packet waits in the ring.
+        let outgoing = nic.poll_outgoing(context)?;
+        match nic.poll_receive(context) {
+            Some(packet) => Some((
+                Arrival { nic: &self.nic, packet: Some(packet) },
+                Departure { nic: &self.nic, packet: Some(outgoing) },
+            )),
+            None => {
+                nic.unused(outgoing);
+                None
+            }
+        }
+    }
+
+    fn transmit(&mut self, context: &mut Context) -> Option<Departure<'_>> {
+        let packet = self.nic.get_mut().poll_outgoing(context)?;
+        Some(Departure { nic: &self.nic, packet: Some(packet) })
+    }
+
+    fn link_state(&mut self, context: &mut Context) -> LinkState {
+        lines::register(lines::NIC, context.waker());
+        LinkState::Up
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        let mut capabilities = Capabilities::default();
+        capabilities.max_transmission_unit = FRAME_MAX;
+        capabilities
+    }
+
+    fn hardware_address(&self) -> HardwareAddress {
+        HardwareAddress::Ethernet(vm::mac().0)
+    }
+}
+
+/// A packet that has arrived.
+struct Arrival<'a> {
+    nic: &'a RefCell<Nic>,
+    packet: Option<Received>,
+}
+
+impl RxToken for Arrival<'_> {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(mut self, work: F) -> R {
+        match &mut self.packet {
+            Some(packet) => work(packet.bytes()),
+            None => work(&mut []),
+        }
+    }
+}
+
+impl Drop for Arrival<'_> {
+    fn drop(&mut self) {
+        if let Some(packet) = self.packet.take() {
+            self.nic.borrow_mut().release(packet);
+        }
+    }
+}
+
+/// A buffer for a packet to send.
+struct Departure<'a> {
+    nic: &'a RefCell<Nic>,
+    packet: Option<Outgoing>,
+}
+
+impl TxToken for Departure<'_> {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(mut self, length: usize, work: F) -> R {
+        let Some(mut packet) = self.packet.take() else { return work(&mut []) };
+        let result = work(&mut packet.bytes()[..length]);
+        self.nic.borrow_mut().send(packet, length);
+        result
+    }
+}
+
+impl Drop for Departure<'_> {
+    fn drop(&mut self) {
+        if let Some(packet) = self.packet.take() {
+            self.nic.borrow_mut().unused(packet);
+        }
+    }
+}
