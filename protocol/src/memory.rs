@@ -70,8 +70,9 @@ pub struct MapOperation {
 /// One copy ([`crate::abi::Number::Transfer`]).
 ///
 /// Each side is a [`crate::abi::Target`] and an address: own memory, a window of a domain (with
-/// [`crate::capability::Rights::CONTROL`] any of its memory), the range lent by a caller, or an
-/// extent, where the address is a physical address within it. The source may be zero bytes.
+/// [`crate::capability::Rights::CONTROL`] any of its memory), the range lent by a caller, where the address
+/// counts from the beginning of that range, or an extent, where the address is a physical address
+/// within it. The source may be zero bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(C)]
 pub struct TransferOperation {

@@ -17,8 +17,8 @@ const CALL_BYTES: u64 = 256 * 1024;
 /// One side of a copy, checked.
 #[derive(Clone, Copy)]
 enum Side {
-    /// Memory of the domain below this root; `own`: the caller's.
-    Space { root: Frame, own: bool },
+    /// Memory of the domain below this root, addresses counted from `base`; `own`: the caller's.
+    Space { root: Frame, base: u64, own: bool },
     /// An extent: address is physical, wholly inside.
     Extent,
     /// Zero bytes.
@@ -97,7 +97,7 @@ impl<M: Machine> Kernel<M> {
         match target.kind() {
             Some(TargetKind::Own) => {
                 UserRange::new(address, length)?;
-                Ok(Side::Space { root: self.machine.block(me).root, own: true })
+                Ok(Side::Space { root: self.machine.block(me).root, base: 0, own: true })
             }
             Some(TargetKind::Slot(slot)) if self.slot(me, u64::from(slot))?.kind() == Kind::Memory => {
                 let capability = self.slot(me, u64::from(slot))?;
@@ -123,15 +123,16 @@ impl<M: Machine> Kernel<M> {
                     let window = window.ok_or(Error::Denied)?;
                     within(address, length, window.address, window.length)?;
                 }
-                Ok(Side::Space { root: block.root, own: false })
+                Ok(Side::Space { root: block.root, base: 0, own: false })
             }
             Some(TargetKind::Caller { .. }) => {
                 let client = self.client(me, target)?;
                 let block = self.machine.block(client);
                 let lend = Lend(block.lend);
-                UserRange::new(address, length)?;
-                within(address, length, lend.address(), lend.length())?;
-                Ok(Side::Space { root: block.root, own: false })
+                // The server does not know where in its client's memory the range lies, and need not.
+                within(address, length, 0, lend.length())?;
+                UserRange::new(lend.address(), lend.length())?;
+                Ok(Side::Space { root: block.root, base: lend.address(), own: false })
             }
             Some(TargetKind::Zero) if !write => Ok(Side::Zero),
             _ => Err(Error::BadArgument),
@@ -141,7 +142,7 @@ impl<M: Machine> Kernel<M> {
     /// Physical address of a place; `None`: zero bytes.
     fn place(&self, side: Side, address: u64, write: bool) -> Result<Option<u64>, Error> {
         match side {
-            Side::Space { root, own } => match self.translate(root, address, write) {
+            Side::Space { root, base, own } => match self.translate(root, base + address, write) {
                 Ok(physical) => Ok(Some(physical)),
                 Err(_) => Err(if own { Error::BadAddress } else { Error::NotPresent }),
             },
