@@ -11,7 +11,7 @@ pub mod qemu;
 pub mod serial;
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
@@ -65,11 +65,9 @@ impl Running {
                 serial.close();
             }));
         }
-        if let Some(mut errors) = child.stderr.take() {
+        if let Some(errors) = child.stderr.take() {
             readers.push(thread::spawn(move || {
-                let mut text = String::new();
-                let _ = errors.read_to_string(&mut text);
-                for line in text.lines() {
+                for line in BufReader::new(errors).lines().map_while(|line| line.ok()) {
                     eprintln!("QEMU: {line}");
                 }
             }));

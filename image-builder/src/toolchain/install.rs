@@ -51,6 +51,12 @@ pub fn perform(step: &Step, packages: Packages) -> Result<()> {
     }
 }
 
+/// The package with the linter that belongs to the system's compiler.
+pub fn clippy_package() -> &'static str {
+    let web = output_of(Command::new("dpkg-query").args(["--show", "--showformat=${db:Status-Status}", "rustc-web"]));
+    if web.as_deref() == Some("installed") { "rust-web-clippy" } else { "rust-clippy" }
+}
+
 /// Installs packages of the system.
 pub fn apt(names: &[&str], packages: Packages) -> Result<()> {
     update(packages)?;

@@ -169,23 +169,31 @@ pub fn cargo(root: &Path) -> Command {
     command
 }
 
-/// Makes sure that a program of the system is there.
+/// Makes sure that a program is in the search path.
 pub fn ensure_program(program: &str, package: &str, installing: Installing) -> Result<PathBuf> {
-    if let Some(path) = find(program) {
-        return Ok(path);
+    ensure(program, package, installing, || find(program))
+}
+
+/// Makes sure that a file of a package is there.
+pub fn ensure_file(file: &Path, package: &str, installing: Installing) -> Result<()> {
+    ensure(&file.display().to_string(), package, installing, || file.is_file().then_some(()))
+}
+
+/// Looks for a thing, and installs its package if it is missing.
+fn ensure<T>(thing: &str, package: &str, installing: Installing, look: impl Fn() -> Option<T>) -> Result<T> {
+    if let Some(found) = look() {
+        return Ok(found);
     }
     let packages = Findings::gather().packages;
     let help = format!("type: {}", install::apt_command(&[package], packages));
-    let may = matches!(packages, Packages::Root | Packages::Sudo) && installing == Installing::Allowed;
-    if may {
-        install::apt(&[package], packages).map_err(|error| match error.is::<interrupt::Interrupted>() {
+    if installing == Installing::Forbidden || !matches!(packages, Packages::Root | Packages::Sudo) {
+        return Err(miette!(help = help, "`{thing}` is missing"));
+    }
+    if let Err(error) = install::apt(&[package], packages) {
+        return Err(match error.is::<interrupt::Interrupted>() {
             true => error,
             false => miette!(help = help, "package {package} could not be installed: {error}"),
-        })?;
-        if let Some(path) = find(program) {
-            return Ok(path);
-        }
-        return Err(miette!("package {package} was installed, but there is still no `{program}` in the search path"));
+        });
     }
-    Err(miette!(help = help, "`{program}` is missing"))
+    look().ok_or_else(|| miette!("package {package} was installed, but there is still no `{thing}`"))
 }

@@ -1,0 +1,68 @@
+//! The echo VM.
+
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::time::{Duration, Instant};
+
+use miette::{IntoDiagnostic, Result, miette};
+
+use super::BootTest;
+use super::harness::Context;
+
+pub(super) const TESTS: &[BootTest] = &[BootTest {
+    name: "echo",
+    about: "the echo VM sends back what it is sent by TCP",
+    limit: Duration::from_secs(60),
+    long: false,
+    run: echo,
+}];
+
+/// More than any one buffer on the way holds, and no multiple of anything.
+const BYTES: usize = 100_003;
+
+fn echo(context: &mut Context<'_>) -> Result<()> {
+    context.boot(None)?;
+    let sent: Vec<u8> = (0..BYTES).map(|index| (index * 31 + index / 251) as u8).collect();
+    // QEMU accepts connections before the VM does, and then drops them: try until one is served.
+    loop {
+        match exchange(context, &sent) {
+            Ok(received) if received == sent => break,
+            Ok(received) if !received.is_empty() => {
+                return Err(miette!("of {BYTES} bytes, {} came back, and not the same", received.len()));
+            }
+            Ok(_) | Err(_) if Instant::now() < context.deadline() => std::thread::sleep(Duration::from_millis(200)),
+            Ok(_) => return Err(miette!("nothing came back from the echo VM")),
+            Err(error) => return Err(error),
+        }
+    }
+    // Several connections at once.
+    let mut streams = (0..4).map(|_| context.connect("echo")).collect::<Result<Vec<_>>>()?;
+    for (index, stream) in streams.iter_mut().enumerate() {
+        stream.write_all(format!("connection {index}").as_bytes()).into_diagnostic()?;
+    }
+    for (index, stream) in streams.iter_mut().enumerate().rev() {
+        let expected = format!("connection {index}");
+        let mut received = vec![0; expected.len()];
+        stream.read_exact(&mut received).into_diagnostic()?;
+        if received != expected.as_bytes() {
+            return Err(miette!("connection {index} got {:?}", String::from_utf8_lossy(&received)));
+        }
+    }
+    context.healthy()
+}
+
+fn exchange(context: &Context<'_>, sent: &[u8]) -> Result<Vec<u8>> {
+    let stream = context.connect("echo")?;
+    let mut writer = stream.try_clone().into_diagnostic()?;
+    let mut reader = stream;
+    std::thread::scope(|scope| {
+        // Writing and reading at once: neither side need hold all of it.
+        scope.spawn(move || {
+            // A connection that is dropped shows in what is read.
+            let _ = writer.write_all(sent).and_then(|()| writer.shutdown(Shutdown::Write));
+        });
+        let mut received = Vec::new();
+        reader.read_to_end(&mut received).into_diagnostic()?;
+        Ok(received)
+    })
+}

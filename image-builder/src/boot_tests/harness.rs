@@ -1,0 +1,181 @@
+//! Booting a system for a test, and what a test can do with it.
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use miette::{IntoDiagnostic, Result, WrapErr, miette};
+
+use super::BootTest;
+use crate::build::Built;
+use crate::interrupt;
+use crate::machine::http::{self, Page};
+use crate::machine::ports::{self, Reachable};
+use crate::machine::qemu::{Machine, Network};
+use crate::machine::serial::Line;
+use crate::machine::Running;
+use crate::session::Session;
+use crate::system::System;
+
+/// What a healthy system never writes: the kernel's own panic message begins with it.
+pub const KERNEL_PANIC: &str = "microkernel: panic";
+
+/// A test's surroundings.
+#[derive(Debug)]
+pub struct Context<'a> {
+    session: &'a mut Session,
+    limit: Duration,
+    deadline: Instant,
+    folder: PathBuf,
+    running: Option<Running>,
+    reachable: Vec<Reachable>,
+    boots: usize,
+}
+
+impl<'a> Context<'a> {
+    pub(super) fn new(session: &'a mut Session, test: &BootTest) -> Result<Context<'a>> {
+        let folder = session.workspace.output("tests").join(test.name);
+        fs::create_dir_all(&folder).into_diagnostic().wrap_err_with(|| miette!("{} cannot be made", folder.display()))?;
+        Ok(Context {
+            session,
+            limit: test.limit,
+            deadline: Instant::now() + test.limit,
+            folder,
+            running: None,
+            reachable: Vec::new(),
+            boots: 0,
+        })
+    }
+
+    /// Ends the machine. The answer is where its log lies, and the last lines of it.
+    pub(super) fn end(mut self) -> (PathBuf, Vec<String>) {
+        match self.running.take() {
+            Some(mut running) => {
+                running.stop();
+                (running.log.clone(), running.serial.last(super::SHOWN))
+            }
+            None => (self.folder.clone(), Vec::new()),
+        }
+    }
+
+    /// Until when the test may go on.
+    pub fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    /// Reads and builds a system: `None` for the default one.
+    pub fn build(&mut self, name: Option<&str>) -> Result<(System, Built)> {
+        let path = match name {
+            Some(name) => self.session.workspace.system(name),
+            None => self.session.workspace.default_system(),
+        };
+        let system = self.session.load(&path)?;
+        let built = self.session.build(&system)?;
+        // Building is not what is tested: the time starts now.
+        self.deadline = Instant::now() + self.limit;
+        Ok((system, built))
+    }
+
+    /// Builds and boots a system, its services at free ports of the host.
+    pub fn boot(&mut self, name: Option<&str>) -> Result<()> {
+        let (system, built) = self.build(name)?;
+        self.boot_built(&system, &built)
+    }
+
+    /// Boots a system that was built.
+    pub fn boot_built(&mut self, system: &System, built: &Built) -> Result<()> {
+        self.reachable = ports::assign_free(system)?;
+        let machine = self.session.machine(system, built, ports::network(system, &self.reachable));
+        self.start(&machine)
+    }
+
+    /// Boots a system with its NIC on a UDP socket.
+    pub fn boot_on_frames(&mut self, system: &System, built: &Built, network: Network) -> Result<()> {
+        let machine = self.session.machine(system, built, network);
+        self.start(&machine)
+    }
+
+    fn start(&mut self, machine: &Machine) -> Result<()> {
+        let qemu = self.session.qemu()?;
+        self.boots += 1;
+        let log = self.folder.join(format!("serial-{}.log", self.boots));
+        // The machine before it, if there was one, ends here.
+        self.running = None;
+        self.running = Some(Running::start(&qemu, machine, &log, Box::new(|_| {}))?);
+        Ok(())
+    }
+
+    /// The machine.
+    pub fn running(&mut self) -> Result<&mut Running> {
+        self.running.as_mut().ok_or_else(|| miette!("the test has booted nothing yet"))
+    }
+
+    /// Folder for files of this test.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The VMs' services, in the order of the system file.
+    pub fn services(&self) -> &[Reachable] {
+        &self.reachable
+    }
+
+    /// The port of the host that leads to the first service of a VM.
+    pub fn port_of(&self, vm: &str) -> Result<u16> {
+        let found = self.reachable.iter().find(|r| r.vm == vm);
+        found.map(|r| r.host).ok_or_else(|| miette!("the system has no VM `{vm}` with a service"))
+    }
+
+    /// Waits until a VM answers a GET request with status 200.
+    pub fn page(&self, vm: &str, path: &str) -> Result<Page> {
+        let port = self.port_of(vm)?;
+        let page = http::wait(port, path, self.deadline).map_err(|error| {
+            miette!("VM `{vm}` does not answer a GET request for {path} on port {port}: {error}")
+        })?;
+        interrupt::check()?;
+        if page.status == 200 { Ok(page) } else { Err(miette!("VM `{vm}` answers {path} with status {}", page.status)) }
+    }
+
+    /// A TCP connection to the first service of a VM.
+    pub fn connect(&self, vm: &str) -> Result<TcpStream> {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, self.port_of(vm)?));
+        let stream = TcpStream::connect_timeout(&address, Duration::from_secs(5)).into_diagnostic()?;
+        stream.set_read_timeout(Some(Duration::from_secs(5))).into_diagnostic()?;
+        stream.set_write_timeout(Some(Duration::from_secs(5))).into_diagnostic()?;
+        Ok(stream)
+    }
+
+    /// Waits for a line on the serial line, from number `from` on, that contains all of these words.
+    pub fn line(&mut self, from: usize, words: &[&str]) -> Result<Line> {
+        let deadline = self.deadline;
+        let running = self.running()?;
+        let found = running.serial.wait(from, deadline, |line| words.iter().all(|word| line.contains(word)));
+        interrupt::check()?;
+        found.ok_or_else(|| miette!("no line with {} appeared on the serial line", quoted(words)))
+    }
+
+    /// Types a line on the system's console. The answer is the number of the next line of output.
+    pub fn command(&mut self, text: &str) -> Result<usize> {
+        let running = self.running()?;
+        let position = running.serial.position();
+        running.send(format!("{text}\r").as_bytes())?;
+        Ok(position)
+    }
+
+    /// Fails if the kernel has panicked or the machine has ended.
+    pub fn healthy(&mut self) -> Result<()> {
+        let running = self.running()?;
+        if let Some(status) = running.ended()? {
+            return Err(miette!("the machine has ended ({status})"));
+        }
+        match running.serial.since(0).iter().find(|line| line.text.contains(KERNEL_PANIC)) {
+            Some(line) => Err(miette!("the kernel has panicked: {}", line.text)),
+            None => Ok(()),
+        }
+    }
+}
+
+fn quoted(words: &[&str]) -> String {
+    words.iter().map(|word| format!("`{word}`")).collect::<Vec<_>>().join(" and ")
+}

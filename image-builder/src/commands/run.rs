@@ -1,0 +1,167 @@
+//! `cargo denali run`
+
+use std::io::{Read, Write, stdin, stdout};
+use std::process::ExitCode;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use miette::{Result, miette};
+
+use crate::cli::Run;
+use crate::interrupt::{self, Interrupted};
+use crate::machine::ports::{self, Reachable};
+use crate::machine::qemu::{self, Machine};
+use crate::machine::{Running, Sink, http, serial::Serial};
+use crate::session::Session;
+use crate::terminal::Keys;
+use crate::ui;
+
+/// Web servers that are asked until they answer; with thousands of VMs a few tell enough.
+const ASKED: usize = 64;
+
+pub(super) fn run(options: &Run) -> Result<ExitCode> {
+    let mut session = Session::start(options.tools)?;
+    let path = options.system.clone().unwrap_or_else(|| session.workspace.default_system());
+    let system = session.load(&path)?;
+    let (reachable, left) = ports::assign(&system, options.port)?;
+    ports::check_free(&reachable)?;
+    let qemu = session.qemu()?;
+    let built = session.build(&system)?;
+    let mut machine = session.machine(&system, &built, ports::network(&system, &reachable));
+    machine.memory = options.memory.unwrap_or(machine.memory);
+    machine.cpus = options.cpus.unwrap_or(machine.cpus);
+    machine.extra = options.extra.clone();
+    if options.dry_run {
+        println!("{}", machine.command_line());
+        return Ok(ExitCode::SUCCESS);
+    }
+    announce(&machine, &reachable, left);
+
+    let keys = if options.headless { None } else { Keys::take()? };
+    let sink = if keys.is_some() { raw_sink() } else { line_sink() };
+    let log = built.folder.join("serial.log");
+    let mut running = Running::start(&qemu, &machine, &log, sink)?;
+    if !options.headless {
+        forward_input(&mut running);
+    }
+    let answers = ask(&reachable, running.started);
+    let outcome = watch(&mut running, &reachable, &answers, options.seconds.map(Duration::from_secs));
+    running.stop();
+    drop(keys);
+    if outcome.as_ref().is_err_and(|error| error.is::<Interrupted>()) {
+        ui::note("Ended.");
+    }
+    outcome
+}
+
+fn announce(machine: &Machine, reachable: &[Reachable], left: usize) {
+    let cpus = if machine.cpus == 1 { "1 processor".into() } else { format!("{} processors", machine.cpus) };
+    ui::note(&format!(
+        "Booting in QEMU ({:?}, {} MiB, {cpus}). Ctrl-C ends it.",
+        machine.accelerator, machine.memory
+    ));
+    for r in reachable.iter().filter(|r| !r.service.http) {
+        ui::note(&format!("  VM {}, TCP port {}: {}", r.vm, r.service.port, r.place()));
+    }
+    if left > 0 {
+        ui::note(&format!("  {left} more services are reachable only from inside the machine"));
+    }
+}
+
+/// What happened to a request.
+struct Answer {
+    /// Index among the reachable services.
+    service: usize,
+    after: Duration,
+}
+
+/// Asks every web server until it answers, in the background.
+fn ask(reachable: &[Reachable], started: Instant) -> Receiver<Answer> {
+    let (sender, answers) = mpsc::channel();
+    let web = reachable.iter().enumerate().filter(|(_, r)| r.service.http);
+    for (service, r) in web.take(ASKED) {
+        let (port, sender): (u16, Sender<Answer>) = (r.host, sender.clone());
+        thread::spawn(move || {
+            let far = Instant::now() + Duration::from_secs(24 * 60 * 60);
+            if http::wait(port, "/", far).is_ok() {
+                // The receiver is gone when the machine is: nobody wants to know any more.
+                let _ = sender.send(Answer { service, after: started.elapsed() });
+            }
+        });
+    }
+    answers
+}
+
+/// Watches the machine until it ends, the time is up or the user presses Ctrl-C.
+fn watch(
+    running: &mut Running,
+    reachable: &[Reachable],
+    answers: &Receiver<Answer>,
+    limit: Option<Duration>,
+) -> Result<ExitCode> {
+    let web = reachable.iter().filter(|r| r.service.http).count();
+    let mut answered = 0;
+    loop {
+        while let Ok(answer) = answers.try_recv() {
+            let r = &reachable[answer.service];
+            ui::note(&format!("✓ {} answers: VM {}, {:.1} s after power-on", r.place(), r.vm, answer.after.as_secs_f64()));
+            answered += 1;
+        }
+        if let Some(status) = running.ended()? {
+            return match status.code() {
+                Some(0 | qemu::EXIT_SUCCESS) => {
+                    ui::note("The system has powered off.");
+                    Ok(ExitCode::SUCCESS)
+                }
+                Some(qemu::EXIT_FAILURE) => Err(miette!("the system ended itself with a failure; see {}", running.log.display())),
+                _ => Err(miette!("QEMU has ended ({status}); see {}", running.log.display())),
+            };
+        }
+        interrupt::check()?;
+        if limit.is_some_and(|limit| running.started.elapsed() >= limit) {
+            if web > 0 && answered == 0 {
+                return Err(miette!(
+                    help = format!("the console's output is in {}", running.log.display()),
+                    "no web server has answered"
+                ));
+            }
+            return Ok(ExitCode::SUCCESS);
+        }
+        thread::sleep(interrupt::POLL);
+    }
+}
+
+/// Shows bytes as they come: the user types on the same console.
+fn raw_sink() -> Sink {
+    Box::new(|bytes| {
+        // A terminal that is gone is noticed by whoever reads from it.
+        let _ = stdout().write_all(bytes).and_then(|()| stdout().flush());
+    })
+}
+
+/// Shows whole lines, without terminal control sequences.
+fn line_sink() -> Sink {
+    let lines = Serial::default();
+    Box::new(move |bytes| {
+        for line in lines.push(bytes) {
+            let _ = writeln!(stdout(), "{line}");
+        }
+    })
+}
+
+/// Copies what the user types to the machine's serial line.
+fn forward_input(running: &mut Running) {
+    let Some(mut line) = running.take_input() else { return };
+    thread::spawn(move || {
+        let mut buffer = [0; 256];
+        while let Ok(length @ 1..) = stdin().read(&mut buffer) {
+            // An error means that the machine has ended.
+            if line.write_all(&buffer[..length]).and_then(|()| line.flush()).is_err() {
+                return;
+            }
+        }
+        // The end of the input is not the end of the machine: keep the line open.
+        std::mem::forget(line);
+    });
+}

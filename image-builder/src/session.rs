@@ -1,0 +1,85 @@
+//! What a command works with: the workspace, the toolchain and QEMU, each found when first needed.
+
+use std::path::{Path, PathBuf};
+
+use miette::Result;
+
+use crate::accelerator::{self, Accelerator};
+use crate::build::{self, Built};
+use crate::cli::Tools;
+use crate::machine::qemu::{self, Machine, Network};
+use crate::system::System;
+use crate::toolchain::{self, Installing, Toolchain};
+use crate::workspace::Workspace;
+
+/// A command's working state.
+#[derive(Debug)]
+pub struct Session {
+    /// The workspace.
+    pub workspace: Workspace,
+    tools: Tools,
+    toolchain: Option<Toolchain>,
+    qemu: Option<PathBuf>,
+}
+
+impl Session {
+    /// Finds the workspace.
+    pub fn start(tools: Tools) -> Result<Session> {
+        Ok(Session { workspace: Workspace::find()?, tools, toolchain: None, qemu: None })
+    }
+
+    /// Whether missing things are installed.
+    pub fn installing(&self) -> Installing {
+        self.tools.installing()
+    }
+
+    /// Reads and checks a system file.
+    pub fn load(&self, path: &Path) -> Result<System> {
+        System::load(path, &self.workspace.program_names())
+    }
+
+    /// The toolchain, installed if need be.
+    pub fn toolchain(&mut self) -> Result<&Toolchain> {
+        let toolchain = match self.toolchain.take() {
+            Some(toolchain) => toolchain,
+            None => Toolchain::ensure(self.tools.toolchain, self.tools.installing())?,
+        };
+        Ok(self.toolchain.insert(toolchain))
+    }
+
+    /// QEMU, installed if need be.
+    pub fn qemu(&mut self) -> Result<PathBuf> {
+        if let Some(qemu) = &self.qemu {
+            return Ok(qemu.clone());
+        }
+        let qemu = toolchain::ensure_program(qemu::PROGRAM, qemu::PACKAGE, self.tools.installing())?;
+        Ok(self.qemu.insert(qemu).clone())
+    }
+
+    /// Builds a system.
+    pub fn build(&mut self, system: &System) -> Result<Built> {
+        let toolchain = self.toolchain()?.clone();
+        build::build(&self.workspace, &toolchain, system)
+    }
+
+    /// The machine that a system file asks for, on this host's accelerator.
+    pub fn machine(&self, system: &System, built: &Built, network: Network) -> Machine {
+        let (accelerator, _) = accelerator::choose(&accelerator::Findings::gather());
+        Machine {
+            kernel: built.kernel.clone(),
+            bundle: built.bundle.clone(),
+            memory: system.memory.0.div_ceil(1 << 20),
+            cpus: system.cpus,
+            accelerator,
+            count_instructions: false,
+            network,
+            extra: Vec::new(),
+        }
+    }
+
+    /// A machine whose time counts instructions: TCG, one processor.
+    pub fn counting_machine(&self, system: &System, built: &Built) -> Machine {
+        let machine = self.machine(system, built, Network::None);
+        Machine { accelerator: Accelerator::Tcg, count_instructions: true, cpus: 1, ..machine }
+    }
+}
