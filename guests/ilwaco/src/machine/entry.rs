@@ -102,47 +102,35 @@ pub fn start<F: Future<Output = ()> + 'static>(main: fn(Spawner) -> F) -> ! {
 /// * `console`: the VM has a console.
 #[macro_export]
 macro_rules! entry {
-    ($main:path, memory = $memory:expr $(, stack = $stack:expr)? $(, nic = $nic:expr)? $(, $console:ident)? $(,)?) => {
+    ($main:path, memory = $memory:expr $(, stack = $stack:expr)? $(, nic = $nic:expr)?, console $(,)?) => {
+        $crate::entry!(@make $main, $memory, ($($stack)?), ($($nic)?), (&raw const $crate::console::PAGE).cast());
+    };
+    ($main:path, memory = $memory:expr $(, stack = $stack:expr)? $(, nic = $nic:expr)? $(,)?) => {
+        $crate::entry!(@make $main, $memory, ($($stack)?), ($($nic)?), core::ptr::null());
+    };
+    (@make $main:path, $memory:expr, $stack:tt, $nic:tt, $console:expr) => {
         const _: () = {
-            const STACK_BYTES: usize = {
-                let bytes = 32 * 1024;
-                $(let bytes = $stack;)?
-                bytes
-            };
+            const STACK_BYTES: usize = $crate::entry!(@stack $stack);
             static STACK: $crate::Stack<STACK_BYTES> = $crate::Stack::new();
-            $(static NIC: $crate::Window<{ $nic }> = $crate::Window::new();)?
-            const NIC_WINDOW: (*const u8, usize) = {
-                let window = (core::ptr::null(), 0);
-                $(
-                    let _: usize = $nic;
-                    let window = ((&raw const NIC).cast::<u8>(), size_of_val(&NIC));
-                )?
-                window
-            };
+            const NIC: (*const u8, usize) = $crate::entry!(@nic $nic);
             #[unsafe(no_mangle)]
             static ILWACO_IMAGE: $crate::Image = $crate::Image {
                 stack: (&raw const STACK).cast(),
                 stack_bytes: STACK_BYTES,
                 run: || $crate::start($main),
-                nic: NIC_WINDOW.0,
-                nic_length: NIC_WINDOW.1,
+                nic: NIC.0,
+                nic_length: NIC.1,
             };
             #[used]
             #[unsafe(link_section = ".note.denali")]
-            static NOTE: $crate::StaticNote = $crate::StaticNote::new($memory, NIC_WINDOW, {
-                let page = core::ptr::null();
-                $(let page = $crate::entry_console!($console);)?
-                page
-            });
+            static NOTE: $crate::StaticNote = $crate::StaticNote::new($memory, NIC, $console);
         };
     };
-}
-
-/// The console's page, for [`entry!`].
-#[doc(hidden)]
-#[macro_export]
-macro_rules! entry_console {
-    (console) => {
-        (&raw const $crate::console::PAGE).cast::<u8>()
-    };
+    (@stack ()) => { 32 * 1024 };
+    (@stack ($bytes:expr)) => { $bytes };
+    (@nic ()) => { (core::ptr::null(), 0) };
+    (@nic ($buffers:expr)) => {{
+        static WINDOW: $crate::Window<{ $buffers }> = $crate::Window::new();
+        ((&raw const WINDOW).cast::<u8>(), size_of_val(&WINDOW))
+    }};
 }
