@@ -117,10 +117,12 @@ impl Serial {
     }
 }
 
-/// The text of a line without control characters and terminal sequences.
+/// The text of a line without control characters and terminal sequences. What was erased again
+/// (`\r`, `ESC [ K`: a prompt that makes room for a line) is left out.
 fn clean(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     let mut out = String::new();
+    let mut at_start = false;
     let mut characters = text.chars().peekable();
     while let Some(character) = characters.next() {
         match character {
@@ -128,11 +130,16 @@ fn clean(bytes: &[u8]) -> String {
                 characters.next();
                 // Parameters, up to and with the final letter.
                 while characters.next_if(|c| !c.is_ascii_alphabetic()).is_some() {}
-                characters.next();
+                if characters.next() == Some('K') && at_start {
+                    out.clear();
+                }
             }
-            '\t' => out.push('\t'),
-            _ if character.is_control() => {}
-            _ => out.push(character),
+            '\r' => at_start = true,
+            _ if character.is_control() && character != '\t' => {}
+            _ => {
+                at_start = false;
+                out.push(character);
+            }
         }
     }
     out
@@ -146,12 +153,14 @@ mod tests {
     #[test]
     fn lines_are_put_together_and_cleaned() {
         let serial = Serial::default();
+        assert_eq!(serial.push(b"> kil\r\x1b[Kconsole: a line\r\n> kil"), ["console: a line"]);
+        assert_eq!(serial.push(b"\r\x1b[K"), Vec::<String>::new());
         assert_eq!(serial.push(b"he"), Vec::<String>::new());
         assert_eq!(serial.push(b"llo\r\n\x1b[1;32mgreen\x1b[0m\nrest"), ["hello", "green"]);
         assert_eq!(serial.partial(), "rest");
         serial.close();
         assert_eq!(serial.last(2), ["green", "rest"]);
-        assert_eq!(serial.since(1).len(), 2);
+        assert_eq!(serial.since(2).len(), 2);
     }
 
     #[test]

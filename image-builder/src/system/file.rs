@@ -114,7 +114,7 @@ pub enum BandName {
 
 /// `restart`
 #[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(untagged, expecting = "\"always\", \"never\" or { pause-ms = 10, most = 8, window-ms = 60000 }")]
+#[serde(untagged, expecting = "restart takes \"always\", \"never\" or { pause-ms = 10, most = 8, window-ms = 60000 }")]
 pub enum RestartValue {
     /// By name.
     Name(RestartName),
@@ -168,7 +168,7 @@ pub enum DoorbellName {
 
 /// A value of `options`
 #[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
-#[serde(untagged, expecting = "a string, a whole number, true or false")]
+#[serde(untagged, expecting = "an option is a string, a whole number, true or false")]
 pub enum OptionValue {
     /// Text.
     Text(String),

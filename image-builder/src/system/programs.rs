@@ -71,9 +71,11 @@ impl<'a> Programs<'a> {
         } else {
             let kind = if role == Role::Server { "program" } else { "guest image" };
             let problem = source.problem(name.span(), format!("there is no {kind} called `{text}`"));
-            return Err(Box::new(problem.help(
-                "name a binary of a package in servers/ or guests/, or give the path of an ELF file (with a slash in it)",
-            )));
+            let known: Vec<_> = self.known.iter().map(String::as_str).filter(|name| *name != bundle::INIT).collect();
+            return Err(Box::new(problem.help(format!(
+                "name a program of servers/ or guests/ ({}), or the path of an ELF file, with a slash in it",
+                known.join(", ")
+            ))));
         };
         let file = Path::new(text).file_name().map_or_else(|| text.clone(), |name| name.to_string_lossy().into_owned());
         if [bundle::INIT, bundle::MANIFEST, bundle::TRAILER].contains(&file.as_str()) {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use protocol::capability::SLOTS;
 use protocol::domain::{Device, line};
-use protocol::layout::{HEAP, IMAGE_BASE, STACK_SIZE};
+use protocol::layout::{HEAP, PAGE, STACK_SIZE, STACK_TOP};
 use protocol::manifest::{Channel, Resource, Restart, Server};
 use toml::Spanned;
 
@@ -19,8 +19,10 @@ use super::{name_problem, owners};
 pub const INIT: &str = "init";
 /// Least memory of a server: its stack, its tables and a small program.
 const MEMORY_MIN: u64 = 4 * STACK_SIZE;
-/// Most memory of a server: more would reach from its program into its heap.
-const MEMORY_MAX: u64 = HEAP - IMAGE_BASE + 0xfff & !0xfff;
+/// Most memory of a server.
+const MEMORY_MAX: u64 = 512 << 20;
+/// All of it could be heap, and must end below the stack and its guard page.
+const _: () = assert!(HEAP + MEMORY_MAX <= STACK_TOP - STACK_SIZE - PAGE);
 /// Peers of a server: so many lines there are for them.
 const PEERS_MAX: usize = (line::HARDWARE_FIRST - line::PEER_FIRST) as usize;
 /// Capabilities that a server gets at most; the others are its own to use.
@@ -72,6 +74,9 @@ pub fn servers(
         });
         let channels: Vec<Channel> = channels.collect();
         let program = table.program.as_ref().unwrap_or(&table.name);
+        if table.name.get_ref() == INIT {
+            continue; // said already
+        }
         match programs.add(program, Role::Server, source) {
             Ok(program) => servers.push((index, server(table, program, channels))),
             Err(problem) => problems.push(*problem),

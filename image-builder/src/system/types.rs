@@ -13,7 +13,7 @@ use serde::Deserialize;
 pub struct Size(pub u64);
 
 #[derive(Deserialize)]
-#[serde(untagged, expecting = "a size such as \"64 KiB\", \"4 MiB\" or a number of bytes")]
+#[serde(untagged, expecting = "a size is written like \"64 KiB\", \"4 MiB\", \"1 GiB\" or as a number of bytes")]
 enum SizeText {
     Bytes(u64),
     Text(String),
