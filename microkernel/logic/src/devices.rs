@@ -133,7 +133,11 @@ impl<M: Machine> Kernel<M> {
         let (authority, [address, first, ..]) = (registers.rdi, registers.words);
         self.slot(me, authority)?.require(Kind::InterruptAuthority, Rights::empty())?;
         let first = u32::try_from(first).map_err(|_| Error::BadArgument)?;
-        if self.machine.io_apic_add(address, first) { Ok(()) } else { Err(Error::BadArgument.into()) }
+        if !self.machine.io_apic_add(address, first) {
+            return Err(Error::BadArgument.into());
+        }
+        self.frames.hide((address >> 12) as Frame);
+        Ok(())
     }
 
     /// `Number::PortIo`.

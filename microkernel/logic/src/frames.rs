@@ -62,13 +62,25 @@ impl FrameEntry {
 /// The table, one entry for each frame up to the end of memory. What lies beyond are devices.
 pub struct FrameTable {
     entries: &'static mut [FrameEntry],
+    /// Frames of devices that the kernel drives itself; [`NO_FRAME`]: none.
+    hidden: [Frame; HIDDEN],
 }
+
+/// Most hidden frames.
+const HIDDEN: usize = 16;
 
 impl FrameTable {
     /// A table in which every frame is reserved.
     pub fn new(entries: &'static mut [FrameEntry]) -> FrameTable {
         entries.fill(FrameEntry::new(FrameKind::Reserved, 0, 0));
-        FrameTable { entries }
+        FrameTable { entries, hidden: [NO_FRAME; HIDDEN] }
+    }
+
+    /// Keeps a frame of device registers for the kernel: nobody can map it.
+    pub fn hide(&mut self, frame: Frame) {
+        if let Some(free) = self.hidden.iter_mut().find(|hidden| **hidden == NO_FRAME) {
+            *free = frame;
+        }
     }
 
     /// Declares frames at boot. Frames beyond the table are passed over.
@@ -87,7 +99,8 @@ impl FrameTable {
     /// The kind of a frame.
     #[inline]
     pub fn kind(&self, frame: Frame) -> FrameKind {
-        self.entries.get(frame as usize).map_or(FrameKind::Device, |entry| entry.kind())
+        let kind = self.entries.get(frame as usize).map_or(FrameKind::Device, |entry| entry.kind());
+        if kind == FrameKind::Device && self.hidden.contains(&frame) { FrameKind::Reserved } else { kind }
     }
 
     /// How often a frame is mapped.

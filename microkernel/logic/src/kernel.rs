@@ -206,6 +206,22 @@ impl<M: Machine> Kernel<M> {
         self.leave()
     }
 
+    /// Chooses the first domain to run.
+    pub fn run_first(&mut self) -> Frame {
+        self.leave()
+    }
+
+    /// An interrupt that means nothing has come. Returns who runs next.
+    pub fn spurious_interrupt(&mut self) -> Frame {
+        self.mark_interrupted();
+        self.leave()
+    }
+
+    /// The domain that runs, or [`NO_FRAME`].
+    pub fn running(&self) -> Frame {
+        self.current
+    }
+
     fn mark_interrupted(&mut self) {
         if self.current != NO_FRAME {
             self.machine.block_mut(self.current).flags |= FLAG_FULL_RESTORE;
@@ -318,9 +334,11 @@ impl<M: Machine> Kernel<M> {
         self.since = ticks;
     }
 
-    /// The processor wakes from sleep: the time asleep is nobody's.
+    /// An interrupt has come: if the processor slept, the time asleep is nobody's.
     pub fn resume_from_idle(&mut self) {
-        self.since = self.machine.ticks();
+        if self.current == NO_FRAME {
+            self.since = self.machine.ticks();
+        }
     }
 
     /// Forgets that a domain which is about to die or be reset is loaded.

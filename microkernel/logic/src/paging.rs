@@ -209,6 +209,24 @@ impl<M: Machine> Kernel<M> {
         Ok(())
     }
 
+    /// Maps a free frame at boot; `false` if a page table is missing.
+    pub fn map_at_boot(&mut self, root: Frame, address: u64, frame: Frame, access: Access) -> Result<bool, Error> {
+        UserRange::new(address, PAGE)?;
+        let Some(leaf) = self.leaf_table(root, address) else { return Ok(false) };
+        if self.entry(root, address).is_present() {
+            return Err(Error::Occupied);
+        }
+        self.frames.map(frame)?;
+        self.set_entry(leaf, address, Entry::page(frame, access, false));
+        Ok(true)
+    }
+
+    /// Makes a free frame at boot the table that is missing highest up for `address`.
+    pub fn add_table_at_boot(&mut self, root: Frame, address: u64, frame: Frame) -> Result<(), Error> {
+        UserRange::new(address, PAGE)?;
+        self.add_table(root, address, frame)
+    }
+
     /// Gives up mappings and tables below `root`, at most `budget` page tables of them; whether all is done.
     pub(crate) fn tear_down(&mut self, root: Frame, mut budget: u32) -> bool {
         for upper in 0..512 {

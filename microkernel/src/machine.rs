@@ -1,0 +1,142 @@
+//! The hardware behind the kernel's logic.
+
+use crate::{
+    apic::{self, IoApics},
+    clock::{self, Clock},
+    cpu::Loaded,
+    physical, serial,
+};
+use microkernel_logic::{Frame, Machine, block::ControlBlock, paging::Table};
+use x86_64::{
+    VirtAddr,
+    instructions::{port::Port, tlb},
+};
+
+/// This machine.
+pub struct Metal {
+    /// How its clocks run.
+    pub clock: Clock,
+    loaded: Loaded,
+    io_apics: IoApics,
+}
+
+impl Metal {
+    /// The machine as the boot code has set it up.
+    pub fn new(clock: Clock) -> Metal {
+        Metal { clock, loaded: Loaded::new(), io_apics: IoApics::default() }
+    }
+
+    /// The running domain has executed its first floating-point instruction.
+    pub fn first_fpu_use(&mut self, domain: Frame) {
+        self.loaded.load(domain);
+    }
+}
+
+// The references that the following functions return are bound to `self`, of which there is one, inside the kernel's lock;
+// so there is at most one mutable reference to a block or table at a time. The logic names only frames that the frame
+// table holds as what they are asked for, and both types are plain integers, valid whatever the frame contains.
+impl Machine for Metal {
+    #[inline]
+    fn block(&self, frame: Frame) -> &ControlBlock {
+        // SAFETY: see above.
+        unsafe { &*physical::block(frame) }
+    }
+    #[inline]
+    fn block_mut(&mut self, frame: Frame) -> &mut ControlBlock {
+        // SAFETY: see above.
+        unsafe { &mut *physical::block(frame) }
+    }
+    #[inline]
+    fn table(&self, frame: Frame) -> &Table {
+        // SAFETY: see above.
+        unsafe { &*physical::table(frame) }
+    }
+    #[inline]
+    fn table_mut(&mut self, frame: Frame) -> &mut Table {
+        // SAFETY: see above.
+        unsafe { &mut *physical::table(frame) }
+    }
+    fn zero(&mut self, frame: Frame) {
+        // SAFETY: a frame that was free and is becoming a table or block.
+        unsafe { physical::copy(None, u64::from(frame) << 12, 4096) }
+    }
+    #[inline]
+    fn read(&self, physical: u64, bytes: &mut [u8]) {
+        // SAFETY: the logic translated the address: it is in a frame mapped by a domain, and the range ends within it.
+        unsafe { physical::read(physical, bytes) }
+    }
+    #[inline]
+    fn write(&mut self, physical: u64, bytes: &[u8]) {
+        // SAFETY: as above.
+        unsafe { physical::write(physical, bytes) }
+    }
+    fn copy(&mut self, from: Option<u64>, to: u64, length: usize) {
+        // SAFETY: as above; two ranges of one frame may overlap when a domain copies onto itself, which then gets
+        // some mixture of its own bytes.
+        unsafe { physical::copy(from, to, length) }
+    }
+
+    #[inline]
+    fn switch(&mut self, previous: Frame, next: Frame) {
+        self.loaded.switch(previous, next);
+    }
+    fn flush_page(&mut self, _root: Frame, address: u64) {
+        tlb::flush(VirtAddr::new_truncate(address));
+    }
+    fn flush_space(&mut self, _root: Frame) {
+        tlb::flush_all();
+    }
+
+    #[inline]
+    fn now(&self) -> u64 {
+        self.clock.now()
+    }
+    #[inline]
+    fn ticks(&self) -> u64 {
+        clock::ticks()
+    }
+    fn ticks_to_nanoseconds(&self, ticks: u64) -> u64 {
+        self.clock.nanoseconds(ticks)
+    }
+    fn arm_timer(&mut self, deadline: u64) {
+        self.clock.arm(deadline);
+    }
+
+    fn port_read(&mut self, port: u16, width: u8) -> u32 {
+        // SAFETY: the logic has checked that the domain holds this port; its device can do what its driver wants.
+        unsafe {
+            match width {
+                1 => u32::from(Port::<u8>::new(port).read()),
+                2 => u32::from(Port::<u16>::new(port).read()),
+                _ => Port::<u32>::new(port).read(),
+            }
+        }
+    }
+    fn port_write(&mut self, port: u16, width: u8, value: u32) {
+        // SAFETY: as above.
+        unsafe {
+            match width {
+                1 => Port::<u8>::new(port).write(value as u8),
+                2 => Port::<u16>::new(port).write(value as u16),
+                _ => Port::<u32>::new(port).write(value),
+            }
+        }
+    }
+    fn debug_write(&mut self, bytes: &[u8]) {
+        serial::write(bytes);
+    }
+
+    fn io_apic_add(&mut self, address: u64, first_interrupt: u32) -> bool {
+        self.io_apics.add(address, first_interrupt)
+    }
+    fn line_route(&mut self, number: u32, vector: u8, level: bool, low: bool, masked: bool) -> bool {
+        self.io_apics.route(number, vector, level, low, masked)
+    }
+    fn message_for(&self, vector: u8) -> (u64, u32) {
+        // Intel SDM vol. 3, 11.11: fixed delivery, edge, to this processor.
+        (apic::LOCAL | u64::from(apic::id()) << 12, u32::from(vector))
+    }
+    fn end_of_interrupt(&mut self) {
+        apic::end_of_interrupt();
+    }
+}

@@ -1,0 +1,157 @@
+//! The microkernel: CPU and memory isolation, messages, virtual interrupts; nothing else.
+//!
+//! What it does is in `microkernel_logic`; this crate is what must be done in ring 0 to do it. Boot takes memory
+//! as the loader left it, sets the processor up, loads `init` from the bundle, and never returns: from then
+//! on the kernel runs only when a domain calls, faults, or is interrupted.
+//!
+//! `unsafe` lies in the modules that touch the machine: `physical` (memory by number), `cpu` (registers of the
+//! processor), `apic`, `clock`, `serial` (device registers), and the entries in this file. Blanket assumptions: the code
+//! runs in ring 0 in long mode, on one processor, with interrupts off except while it sleeps.
+#![no_std]
+#![no_main]
+
+mod apic;
+mod clock;
+mod cpu;
+mod first;
+mod machine;
+mod memory;
+mod physical;
+mod serial;
+mod start_info;
+
+use core::{arch::global_asm, fmt::Write, panic::PanicInfo};
+use machine::Metal;
+use microkernel_logic::{
+    Frame, Kernel, Machine, NO_FRAME,
+    block::{ControlBlock, FLAG_FPU},
+};
+use spin::Mutex;
+use x86_64::registers::control::Cr2;
+
+global_asm!(include_str!("boot.s"), STACK = const cpu::STACK, options(att_syntax));
+global_asm!(include_str!("entry.s"), options(att_syntax, raw));
+
+/// The kernel, under its one lock. Empty until boot is over.
+static KERNEL: Mutex<Option<Kernel<Metal>>> = Mutex::new(None);
+
+unsafe extern "C" {
+    fn sleep() -> !;
+    fn resume() -> !;
+}
+
+/// Device not available: a floating-point instruction while CR0.TS is set.
+const NO_FPU: u64 = 7;
+const PAGE_FAULT: u64 = 14;
+
+/// Called by boot.s.
+#[unsafe(no_mangle)]
+extern "C" fn kernel_main(start_info: u64, tsc: u64) -> ! {
+    serial::initialise();
+    // SAFETY: the one call at boot, on the one processor, with what the loader handed over.
+    let (info, memory) = unsafe {
+        cpu::initialise();
+        let info = start_info::read(start_info).unwrap_or_else(|reason| refuse(reason));
+        let memory = memory::initialise(&info).unwrap_or_else(|reason| refuse(reason));
+        (info, memory)
+    };
+    apic::initialise();
+    let clock = clock::Clock::measure(tsc);
+    let (mib, mhz) = (memory.total >> 20, clock.tsc_hz / 1_000_000);
+    say!("{} for x86-64: {mib} MiB of memory, TSC at {mhz} MHz, 1 processor in use", env!("CARGO_PKG_VERSION"));
+    say!("protection: {}", cpu::protections());
+    let kernel = first::start(&info, memory, clock).unwrap_or_else(|reason| refuse(reason));
+    let mut guard = KERNEL.lock();
+    let next = guard.insert(kernel).run_first();
+    drop(guard);
+    // SAFETY: init, which was just made ready to run.
+    let block = unsafe { physical::block(next) };
+    // SAFETY: `resume` takes the control block in rax and goes to the domain; it needs no stack.
+    unsafe { core::arch::asm!("jmp {}", sym resume, in("rax") block, options(noreturn)) }
+}
+
+/// Boot cannot go on.
+fn refuse(reason: &str) -> ! {
+    say!("cannot boot: {reason}");
+    halt()
+}
+
+fn halt() -> ! {
+    loop {
+        x86_64::instructions::interrupts::disable();
+        x86_64::instructions::hlt();
+    }
+}
+
+/// Enters the kernel for `work`. Returns the control block of the domain to run.
+#[inline]
+fn enter(work: impl FnOnce(&mut Kernel<Metal>) -> Frame) -> *mut ControlBlock {
+    let mut guard = KERNEL.lock();
+    let Some(kernel) = guard.as_mut() else { refuse("an interrupt came before boot was over") };
+    let next = work(kernel);
+    if next == NO_FRAME {
+        kernel.account_idle();
+        drop(guard);
+        // SAFETY: nothing on this stack is needed any more; `sleep` begins it anew.
+        unsafe { sleep() }
+    }
+    // SAFETY: the logic has chosen a domain that exists.
+    unsafe { physical::block(next) }
+}
+
+/// Called by entry.s for a system call; the registers are in the control block of the domain.
+#[unsafe(no_mangle)]
+extern "C" fn system_call() -> *mut ControlBlock {
+    enter(Kernel::system_call)
+}
+
+/// Called by entry.s for exceptions of domains and for hardware interrupts.
+#[unsafe(no_mangle)]
+extern "C" fn interrupt(vector: u64, error: u64) -> *mut ControlBlock {
+    let address = if vector == PAGE_FAULT { Cr2::read_raw() } else { 0 };
+    enter(|kernel| {
+        if vector >= 32 {
+            kernel.resume_from_idle();
+        }
+        match vector as u8 {
+            apic::TIMER_VECTOR => kernel.timer_interrupt(),
+            // Nothing is to be ended for a spurious interrupt, of either controller.
+            apic::SPURIOUS_VECTOR | 32..48 => kernel.spurious_interrupt(),
+            48.. => kernel.hardware_interrupt(vector as u8),
+            _ if vector == NO_FPU && first_fpu_use(kernel) => kernel.spurious_interrupt(),
+            exception => kernel.exception(exception, error, address),
+        }
+    })
+}
+
+/// Switches the floating-point unit on for a domain that uses it for the first time; whether that was it.
+fn first_fpu_use(kernel: &mut Kernel<Metal>) -> bool {
+    let domain = kernel.running();
+    if domain == NO_FRAME {
+        return false;
+    }
+    let block = kernel.machine.block_mut(domain);
+    if block.flags & FLAG_FPU != 0 {
+        return false;
+    }
+    block.flags |= FLAG_FPU;
+    kernel.machine.first_fpu_use(domain);
+    true
+}
+
+/// Called by entry.s for an exception in ring 0: an error of the kernel, or of the machine.
+#[unsafe(no_mangle)]
+extern "C" fn kernel_exception(frame: *const [u64; 7]) -> ! {
+    // SAFETY: entry.s passes the address of what the processor pushed.
+    let [vector, error, rip, _, flags, rsp, _] = unsafe { frame.read() };
+    panic!(
+        "exception {vector} in the kernel: error {error:#x}, address {:#x}, rip {rip:#x}, rsp {rsp:#x}, flags {flags:#x}",
+        Cr2::read_raw()
+    );
+}
+
+#[panic_handler]
+fn panic(info: &PanicInfo) -> ! {
+    let _ = writeln!(serial::Serial, "microkernel: PANIC: {info}");
+    halt()
+}
