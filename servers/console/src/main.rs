@@ -124,9 +124,6 @@ impl Server {
 
     /// Asks the platform server for the port's interrupt and binds it.
     fn take_interrupt(&mut self) {
-        if let Some(old) = self.interrupt.take() {
-            slots::free(old);
-        }
         let (Some(number), Some(platform)) = (self.isa_interrupt, &mut self.platform) else {
             return;
         };
@@ -280,8 +277,8 @@ impl Handler<ConsoleService> for Server {
         if lines & 1 << line::CONSOLE != 0 {
             self.collect();
         }
-        if lines & 1 << line::PEER_RESTARTED != 0 {
-            // If it was the platform server, it made the interrupt anew; it gives the same one again otherwise.
+        if lines & 1 << line::PEER_RESTARTED != 0 && self.interrupt.is_none() {
+            // An interrupt that is bound outlives the platform server; one that could not be had may be there now.
             self.take_interrupt();
         }
         self.pump();

@@ -1,0 +1,347 @@
+//! What a PCI function says of itself, and which of its configuration a driver may write.
+
+use crate::config::{Access, BAR, COMMAND, Config, LENGTH, PciAddress, command, location, set_command};
+use alloc::vec::Vec;
+use core::ops::Range;
+use pci_types::{
+    CommandRegister, EndpointHeader, PciHeader,
+    capability::{MsiCapability, MsixCapability, PciCapability},
+};
+use protocol::service::platform::{Bar, DeviceInfo};
+
+/// Base address registers of a function.
+pub const BARS: u8 = 6;
+/// Offset of the interrupt line (bits 0-7) and pin (bits 8-15).
+const INTERRUPT: u16 = 0x3c;
+/// First byte behind the header, where capabilities lie.
+const CAPABILITIES: u16 = 0x40;
+/// Capabilities that fit.
+const CAPABILITIES_MAX: usize = (LENGTH - CAPABILITIES) as usize / 4;
+/// Vendor of virtio devices.
+const VIRTIO: u16 = 0x1af4;
+/// The virtio capability that opens a way through configuration space to all registers, the MSI-X table included.
+const VIRTIO_CONFIG_ACCESS: u8 = 5;
+/// In the device capabilities of PCI Express: the function can be reset by itself.
+const FUNCTION_LEVEL_RESET: u32 = 1 << 28;
+/// In the device control register of PCI Express: reset it.
+const INITIATE_RESET: u32 = 1 << 15;
+/// The bits of the command register that a driver may change.
+const DRIVERS_COMMAND: CommandRegister =
+    CommandRegister::MEMORY_ENABLE.union(CommandRegister::BUS_MASTER_ENABLE).union(CommandRegister::INTERRUPT_DISABLE);
+
+/// A PCI function with a header of type 0.
+#[derive(Clone, Debug)]
+pub struct Device {
+    /// Where it is.
+    pub address: PciAddress,
+    /// Vendor.
+    pub vendor: u16,
+    /// Device.
+    pub device: u16,
+    /// Class and subclass.
+    pub class: u16,
+    /// Its base address registers that are in use.
+    pub bars: Vec<Bar>,
+    /// Its MSI-X capability.
+    pub msix: Option<MsixCapability>,
+    /// Its MSI capability.
+    pub msi: Option<MsiCapability>,
+    /// ISA number of its INTx line as the firmware has set it; `None` if it has none.
+    pub interrupt_line: Option<u8>,
+    /// Offset of its PCI Express capability if it can be reset by itself.
+    reset: Option<u16>,
+    /// Capabilities that its driver must not write.
+    protected: Vec<Range<u16>>,
+}
+
+impl Device {
+    /// Reads a function's header and capabilities, and finds the sizes of its registers.
+    ///
+    /// The registers are not decoded while their sizes are found; nobody may use the device meanwhile.
+    pub fn read(config: &impl Config, address: PciAddress) -> Option<Device> {
+        let access = Access(config);
+        let header = PciHeader::new(address);
+        let (vendor, device) = header.id(&access);
+        let (_, class, subclass, _) = header.revision_and_class(&access);
+        let endpoint = EndpointHeader::from_header(header, &access)?;
+        let (pin, line) = endpoint.interrupt(&access);
+        let mut found = Device {
+            address,
+            vendor,
+            device,
+            class: u16::from(class) << 8 | u16::from(subclass),
+            bars: bars(config, address),
+            msix: None,
+            msi: None,
+            interrupt_line: (pin != 0 && line < 16).then_some(line),
+            reset: None,
+            protected: Vec::new(),
+        };
+        if has_sound_capabilities(config, &endpoint) {
+            for capability in endpoint.capabilities(&access).take(CAPABILITIES_MAX) {
+                found.add_capability(config, capability);
+            }
+        }
+        Some(found)
+    }
+
+    fn add_capability(&mut self, config: &impl Config, capability: PciCapability) {
+        let offset = capability.address().offset;
+        match capability {
+            PciCapability::MsiX(msix) => {
+                self.msix = Some(msix);
+                self.protected.push(offset..offset + 12);
+            }
+            PciCapability::Msi(msi) => {
+                self.msi = Some(msi);
+                self.protected.push(offset..offset + 24);
+            }
+            PciCapability::PciExpress(_) => {
+                let can_reset = config.read(self.address, offset + 4) & FUNCTION_LEVEL_RESET != 0;
+                self.reset = can_reset.then_some(offset);
+                // A driver that resets its device would lose its registers' addresses.
+                self.protected.push(offset + 8..offset + 12);
+            }
+            PciCapability::Vendor(_) if self.vendor == VIRTIO => {
+                let kind = (config.read(self.address, offset) >> 24) as u8;
+                if kind == VIRTIO_CONFIG_ACCESS {
+                    self.protected.push(offset..offset + 20);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// As in a list.
+    pub fn info(&self, claimed: bool) -> DeviceInfo {
+        DeviceInfo {
+            location: location(self.address),
+            vendor: self.vendor,
+            device: self.device,
+            class: self.class,
+            claimed,
+        }
+    }
+
+    /// A base address register in use.
+    pub fn bar(&self, number: u8) -> Option<Bar> {
+        self.bars.iter().find(|bar| bar.number == number).copied()
+    }
+
+    /// Physical addresses of the MSI-X table.
+    pub fn msix_table(&self) -> Option<Range<u64>> {
+        let msix = self.msix.as_ref()?;
+        let bar = self.bar(msix.table_bar()).filter(|bar| bar.memory)?;
+        let first = bar.address.checked_add(u64::from(msix.table_offset()))?;
+        let end = first + u64::from(msix.table_size()) * 16;
+        (end <= bar.address + bar.length).then_some(first..end)
+    }
+
+    /// Entries of the MSI-X table; 0 if there is none, or none that can be used.
+    pub fn msix_entries(&self) -> u16 {
+        match (&self.msix, self.msix_table()) {
+            (Some(msix), Some(_)) => msix.table_size(),
+            _ => 0,
+        }
+    }
+
+    /// Writes for the driver. `false` if that is not for a driver to write.
+    pub fn write(&self, config: &impl Config, offset: u16, value: u32) -> bool {
+        if !offset.is_multiple_of(4) || offset >= LENGTH {
+            return false;
+        }
+        if offset == COMMAND {
+            let old = command(config, self.address);
+            let new = CommandRegister::from_bits_retain(value as u16);
+            set_command(config, self.address, old.difference(DRIVERS_COMMAND) | new.intersection(DRIVERS_COMMAND));
+            return true;
+        }
+        let word = offset..offset + 4;
+        let overlaps = |range: &Range<u16>| range.start < word.end && word.start < range.end;
+        if offset < CAPABILITIES || self.protected.iter().any(overlaps) {
+            return false;
+        }
+        config.write(self.address, offset, value);
+        true
+    }
+
+    /// Sets and clears bits of the command register.
+    pub fn change_command(&self, config: &impl Config, set: CommandRegister, clear: CommandRegister) {
+        set_command(config, self.address, (command(config, self.address) | set).difference(clear));
+    }
+
+    /// Stops the device's DMA and messages.
+    pub fn quiesce(&self, config: &impl Config) {
+        self.change_command(config, CommandRegister::empty(), CommandRegister::BUS_MASTER_ENABLE);
+        if let Some(mut msix) = self.msix {
+            msix.set_enabled(false, Access(config));
+        }
+        if let Some(msi) = &self.msi {
+            msi.set_enabled(false, Access(config));
+        }
+    }
+
+    /// Resets the function, if it can be, and puts back what the firmware had set. `wait` lets the device finish, which it
+    /// must within 100 ms. Returns whether it was reset.
+    pub fn reset(&self, config: &impl Config, wait: impl FnOnce()) -> bool {
+        let Some(capability) = self.reset else {
+            return false;
+        };
+        let bars: Vec<_> = (0..u16::from(BARS)).map(|bar| config.read(self.address, BAR + bar * 4)).collect();
+        let (cache, interrupt) = (config.read(self.address, 0x0c), config.read(self.address, INTERRUPT));
+        let old = command(config, self.address);
+        let control = config.read(self.address, capability + 8);
+        config.write(self.address, capability + 8, control & 0xffff | INITIATE_RESET);
+        wait();
+        for (bar, value) in (0..).zip(bars) {
+            config.write(self.address, BAR + bar * 4, value);
+        }
+        config.write(self.address, 0x0c, cache);
+        config.write(self.address, INTERRUPT, interrupt);
+        config.write(self.address, capability + 8, control & 0xffff & !INITIATE_RESET);
+        set_command(config, self.address, old.difference(CommandRegister::BUS_MASTER_ENABLE));
+        true
+    }
+}
+
+/// Whether the list of capabilities ends, so that it can be walked.
+fn has_sound_capabilities(config: &impl Config, endpoint: &EndpointHeader) -> bool {
+    let mut offset = endpoint.capability_pointer(Access(config)) & !3;
+    for _ in 0..=CAPABILITIES_MAX {
+        match offset {
+            0 => return true,
+            1..CAPABILITIES => return false,
+            _ => offset = (config.read(endpoint.header().address(), offset) >> 8) as u16 & 0xfc,
+        }
+    }
+    false
+}
+
+/// The base address registers in use.
+fn bars(config: &impl Config, address: PciAddress) -> Vec<Bar> {
+    let decode = CommandRegister::MEMORY_ENABLE | CommandRegister::IO_ENABLE;
+    let before = command(config, address);
+    set_command(config, address, before.difference(decode));
+    let mut bars = Vec::new();
+    let mut number = 0;
+    while number < BARS {
+        let (bar, registers) = bar(config, address, number);
+        bars.extend(bar);
+        number += registers;
+    }
+    set_command(config, address, before);
+    bars
+}
+
+/// One base address register, if it is in use, and how many registers it takes.
+fn bar(config: &impl Config, address: PciAddress, number: u8) -> (Option<Bar>, u8) {
+    let offset = BAR + u16::from(number) * 4;
+    let probe = |offset| {
+        let value = config.read(address, offset);
+        config.write(address, offset, !0);
+        let mask = config.read(address, offset);
+        config.write(address, offset, value);
+        (value, mask)
+    };
+    let (low, low_mask) = probe(offset);
+    let memory = low & 1 == 0;
+    let wide = memory && low >> 1 & 3 == 2;
+    let ((high, high_mask), registers) = match wide {
+        true if number + 1 < BARS => (probe(offset + 4), 2),
+        true => return (None, 1),
+        false => ((0, !0), 1),
+    };
+    let flags: u64 = if memory { 0xf } else { 0x3 };
+    // An I/O register may decode 16 bits only.
+    let low_mask = if memory || low_mask >> 16 != 0 { low_mask } else { low_mask | 0xffff_0000 };
+    let mask = (u64::from(high_mask) << 32 | u64::from(low_mask)) & !flags;
+    let start = (u64::from(high) << 32 | u64::from(low)) & !flags;
+    let length = mask & mask.wrapping_neg();
+    let is_used = low_mask & !(flags as u32) != 0 || wide && high_mask != 0;
+    let is_placed = start != 0 && start.checked_add(length).is_some();
+    let bar = (is_used && is_placed).then_some(Bar { number, address: start, length, memory });
+    (bar, registers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mock::{Bus, Function};
+    use proptest::prelude::*;
+
+    #[test]
+    fn finds_registers_and_capabilities() {
+        let bus = Bus::new([Function::virtio_net(3)]);
+        let device = Device::read(&bus, Function::address(3)).unwrap();
+        assert_eq!((device.vendor, device.device, device.class), (0x1af4, 0x1041, 0x0200));
+        let bar = |number, address, length, memory| Bar { number, address, length, memory };
+        let expected =
+            [bar(0, 0xc040, 0x20, false), bar(1, 0xfeb9_1000, 0x1000, true), bar(4, 0x7_0000_0000, 0x4000, true)];
+        assert_eq!(device.bars, expected);
+        assert_eq!(device.msix_entries(), 4);
+        assert_eq!(device.msix_table(), Some(0xfeb9_1000..0xfeb9_1040));
+        assert_eq!(device.interrupt_line, Some(11));
+        // Sizing left everything as it was.
+        assert_eq!(bus.read(device.address, BAR + 4), 0xfeb9_1000);
+        assert_eq!(bus.read(device.address, COMMAND) & 0xffff, 0x0003);
+    }
+
+    #[test]
+    fn a_driver_writes_its_own_registers_only() {
+        let bus = Bus::new([Function::virtio_net(3)]);
+        let device = Device::read(&bus, Function::address(3)).unwrap();
+        for offset in [0x00, 0x08, 0x0c, 0x10, 0x14, 0x24, 0x30, 0x3c] {
+            assert!(!device.write(&bus, offset, !0), "{offset:#x}");
+        }
+        // MSI-X, the virtio capability that reaches the MSI-X table, PCI Express device control.
+        for offset in [0x98, 0x9c, 0xa0, 0x84, 0x94, 0x48, 0x100, 0x41] {
+            assert!(!device.write(&bus, offset, !0), "{offset:#x}");
+        }
+        assert!(device.write(&bus, 0x70, 0x1234));
+        assert!(device.write(&bus, COMMAND, 0xffff_ffff));
+        assert_eq!(bus.read(device.address, COMMAND) & 0xffff, 0x0407);
+        assert!(device.write(&bus, COMMAND, 0));
+        assert_eq!(bus.read(device.address, COMMAND) & 0xffff, 0x0001);
+    }
+
+    #[test]
+    fn a_reset_keeps_what_the_firmware_set() {
+        let bus = Bus::new([Function::virtio_net(3)]);
+        let device = Device::read(&bus, Function::address(3)).unwrap();
+        device.change_command(&bus, CommandRegister::BUS_MASTER_ENABLE, CommandRegister::empty());
+        let mut waited = false;
+        assert!(device.reset(&bus, || waited = true));
+        assert!(waited && bus.resets() == 1);
+        assert_eq!(bus.read(device.address, BAR + 16), 0x0000_000c);
+        assert_eq!(bus.read(device.address, BAR + 20), 0x7);
+        assert_eq!(bus.read(device.address, COMMAND) & 0xffff, 0x0003);
+        assert_eq!(bus.read(device.address, INTERRUPT) & 0xff, 11);
+    }
+
+    #[test]
+    fn circular_capabilities_are_passed_over() {
+        let mut function = Function::virtio_net(3);
+        function.words[0x98 / 4] = 0x0003_9800 | 0x11;
+        let bus = Bus::new([function]);
+        let device = Device::read(&bus, Function::address(3)).unwrap();
+        assert!(device.msix.is_none());
+    }
+
+    proptest! {
+        #[test]
+        fn any_configuration_space_can_be_read(words in prop::collection::vec(any::<u32>(), 64), masks: [u32; 6]) {
+            let mut function = Function::virtio_net(3);
+            function.words.copy_from_slice(&words);
+            function.words[3] &= 0xff00_ffff;
+            function.masks = masks;
+            let bus = Bus::new([function]);
+            if let Some(device) = Device::read(&bus, Function::address(3)) {
+                let _ = (device.msix_table(), device.msix_entries());
+                for bar in device.bars {
+                    prop_assert!(bar.length.is_power_of_two());
+                    prop_assert!(bar.address.checked_add(bar.length).is_some());
+                }
+            }
+        }
+    }
+}
