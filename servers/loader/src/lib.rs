@@ -1,2 +1,24 @@
-//! Not written yet.
+//! The loader: checks guest images, creates VMs from them and tells the operator of their ends. This is its logic,
+//! which runs on the host too.
+//!
+//! * [`guest`]: from a guest image in the bundle to what the pager is asked to create.
+//! * [`registers`]: the virtual register page of a new VM. [`random`]: where its random seed comes from.
+//! * [`text`]: why a VM stopped, in words.
+//! * [`table`]: the VMs of the manifest and where each stands.
+//! * [`loader`]: all of it together, on the calls of other servers that [`peers`] names.
 #![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+pub mod guest;
+pub mod loader;
+pub mod peers;
+pub mod random;
+pub mod registers;
+pub mod table;
+#[cfg(test)]
+mod tests;
+pub mod text;

@@ -1,12 +1,10 @@
 //! The frame table in the pool's own first frames, mapped for good.
 
 use crate::kernel::Kernel;
-use server_runtime::{
-    protocol::{
-        abi::{Error, Target},
-        layout::PAGE,
-        memory::{Access, BATCH, TRANSFER_BYTES, TransferOperation},
-    },
+use server_runtime::protocol::{
+    abi::{Error, Target},
+    layout::PAGE,
+    memory::{Access, BATCH, TRANSFER_BYTES, TransferOperation},
 };
 use swap::frames::{FrameTable, Layout, Record};
 

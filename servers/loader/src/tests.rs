@@ -1,0 +1,459 @@
+//! The loader among servers of the tests' own.
+
+use crate::{
+    guest::{Guest, Refused},
+    loader::Loader,
+    peers::{Lent, Peers},
+    random::Random,
+    registers::Machine,
+};
+use core::fmt;
+use protocol::{
+    ARCHITECTURE_VERSION, bundle,
+    image::ImageError,
+    layout::{IMAGE_BASE, PAGE},
+    manifest::{Manifest, Vm},
+    note::{OWNER, OWNER_LENGTH, TYPE},
+    service::{
+        VmRef, console,
+        loader::{Request, Response, VmInfo},
+        pager::{self, Stop, VmEntry},
+        switch,
+    },
+};
+use server_runtime::CallError;
+use std::{collections::BTreeMap, collections::VecDeque, format, string::String, vec, vec::Vec};
+
+const MEMORY: u64 = 256 * 1024;
+
+/// A guest image: a page of code, then 5 bytes of data and a page of zeros, a NIC window and a console page there.
+fn elf(nic: bool, version: u32) -> Vec<u8> {
+    let mut file = vec![0; 2 * PAGE as usize + 5];
+    let put16 = |file: &mut Vec<u8>, at: usize, v: u16| file[at..at + 2].copy_from_slice(&v.to_le_bytes());
+    let put32 = |file: &mut Vec<u8>, at: usize, v: u32| file[at..at + 4].copy_from_slice(&v.to_le_bytes());
+    let put64 = |file: &mut Vec<u8>, at: usize, v: u64| file[at..at + 8].copy_from_slice(&v.to_le_bytes());
+    file[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
+    put16(&mut file, 16, 2);
+    put16(&mut file, 18, 62);
+    put32(&mut file, 20, 1);
+    put64(&mut file, 24, IMAGE_BASE + 16);
+    put64(&mut file, 32, 64);
+    for (at, value) in [(52, 64), (54, 56), (56, 3), (58, 64)] {
+        put16(&mut file, at, value);
+    }
+    // Type, flags, offset, address, bytes in the file, bytes in memory.
+    let note = 300;
+    let data = IMAGE_BASE + PAGE;
+    let headers = [(1, 5, PAGE, IMAGE_BASE, PAGE, PAGE), (1, 6, 2 * PAGE, data, 5, 4 * PAGE), (4, 4, note, 0, 88, 88)];
+    for (index, (kind, flags, offset, address, length, memory)) in headers.into_iter().enumerate() {
+        let at = 64 + 56 * index;
+        put32(&mut file, at, kind);
+        put32(&mut file, at + 4, flags);
+        for (place, value) in [(8, offset), (16, address), (24, address), (32, length), (40, memory), (48, PAGE)] {
+            put64(&mut file, at + place, value);
+        }
+    }
+    let at = note as usize;
+    for (place, value) in [(0, OWNER_LENGTH), (4, 64), (8, TYPE), (24, version)] {
+        put32(&mut file, at + place, value);
+    }
+    file[at + 12..at + 24].copy_from_slice(&OWNER);
+    put64(&mut file, at + 32, MEMORY);
+    if nic {
+        put64(&mut file, at + 40, data);
+        put64(&mut file, at + 48, 2 * PAGE);
+    }
+    put64(&mut file, at + 72, data + 3 * PAGE);
+    put64(&mut file, at + 80, PAGE);
+    file
+}
+
+fn cpio(files: &[(&str, Vec<u8>)]) -> Vec<u8> {
+    let mut out = Vec::new();
+    let end = [(bundle::TRAILER, Vec::new())];
+    for (name, data) in files.iter().chain(&end) {
+        let zeros = "0".repeat(8);
+        let mut header = format!("070701{}", zeros.repeat(6));
+        header += &format!("{:08x}{}{:08x}{}", data.len(), zeros.repeat(4), name.len() + 1, zeros);
+        out.extend(header.as_bytes());
+        out.extend(name.as_bytes());
+        out.push(0);
+        out.resize(out.len().next_multiple_of(4), 0);
+        out.extend(data);
+        out.resize(out.len().next_multiple_of(4), 0);
+    }
+    out
+}
+
+fn the_bundle() -> Vec<u8> {
+    cpio(&[
+        ("web", elf(true, ARCHITECTURE_VERSION)),
+        ("quiet", elf(false, ARCHITECTURE_VERSION)),
+        ("old", elf(true, ARCHITECTURE_VERSION + 1)),
+        ("junk", b"not an image".to_vec()),
+    ])
+}
+
+fn vm(name: &str, image: &str, last: u8) -> Vm {
+    Vm {
+        name: name.into(),
+        image: image.into(),
+        memory: 0,
+        mac: [2, 0, 0, 0, 0, last],
+        address: [10, 0, 0, last],
+        arguments: String::new(),
+    }
+}
+
+fn manifest(vms: Vec<Vm>) -> Manifest {
+    Manifest { vms, ..Manifest::default() }
+}
+
+/// The other servers.
+#[derive(Default)]
+struct World {
+    bundle: Vec<u8>,
+    log: Vec<String>,
+    next: u32,
+    images: u32,
+    defined: Vec<Vec<u8>>,
+    vms: BTreeMap<u32, (u64, bool)>,
+    seeds: Vec<[u8; 32]>,
+    stops: VecDeque<(VmRef, u64, Stop)>,
+    list: Vec<VmEntry>,
+    ports: BTreeMap<u32, [u8; 6]>,
+    consoles: BTreeMap<u32, String>,
+    memory: u32,
+    switch_error: Option<CallError>,
+    switch_calls: usize,
+}
+
+impl World {
+    fn new() -> World {
+        World { bundle: the_bundle(), next: 100, memory: 100, ..World::default() }
+    }
+
+    fn loader(&self, vms: Vec<Vm>, incarnation: u32) -> Loader<'static> {
+        let random = Random::new([1, u64::from(incarnation)]);
+        Loader::new(self.bundle.clone().leak(), manifest(vms), Machine::default(), random, incarnation)
+    }
+
+    fn list(&mut self, loader: &mut Loader) -> Vec<VmInfo> {
+        match loader.request(self, &Request::List { from: 0 }) {
+            Response::Vms(vms, None) => vms,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn take_log(&mut self) -> Vec<String> {
+        core::mem::take(&mut self.log)
+    }
+}
+
+impl Peers for World {
+    fn pager(&mut self, request: &pager::Request, lent: Lent) -> Result<pager::Response, CallError> {
+        Ok(match request {
+            pager::Request::DefineImage { parts } => {
+                let Lent::Bundle { offset, pages } = lent else { panic!("{lent:?}") };
+                assert!(offset.is_multiple_of(PAGE) && pages <= 4095);
+                for part in parts {
+                    assert!(part.data_offset + part.data_length <= pages * PAGE);
+                    let start = (offset + part.data_offset) as usize;
+                    self.defined.push(self.bundle[start..start + part.data_length as usize].to_vec());
+                }
+                self.images += 1;
+                pager::Response::Image(self.images - 1)
+            }
+            pager::Request::Create { image, memory, entry, tag, .. } => {
+                let Lent::Registers(page) = lent else { panic!("{lent:?}") };
+                if *image >= self.images {
+                    return Ok(pager::Response::NotFound);
+                }
+                if self.memory == 0 {
+                    return Ok(pager::Response::OutOfMemory);
+                }
+                assert_eq!((page.vm, page.memory, *entry), (*tag, *memory, IMAGE_BASE + 16));
+                self.memory -= 1;
+                self.next += 1;
+                self.seeds.push(page.seed);
+                self.vms.insert(self.next, (*tag, false));
+                pager::Response::Created(VmRef { frame: self.next, generation: 1 })
+            }
+            pager::Request::Start(vm) => {
+                self.vms.get_mut(&vm.frame).unwrap().1 = true;
+                pager::Response::Done
+            }
+            pager::Request::Destroy(vm) => match self.vms.remove(&vm.frame) {
+                Some(_) => {
+                    self.memory += 1;
+                    pager::Response::Done
+                }
+                None => pager::Response::NotFound,
+            },
+            pager::Request::NextStop => pager::Response::Stopped(self.stops.pop_front()),
+            pager::Request::List { from } => {
+                let from = *from as usize;
+                let end = self.list.len().min(from + 2);
+                pager::Response::Vms(self.list[from..end].to_vec(), (end < self.list.len()).then_some(end as u32))
+            }
+            pager::Request::Usage(_) => pager::Response::Usage { frames: 7, shared: 3, faults: 4, cpu_time: 5 },
+            pager::Request::Pool => pager::Response::Pool { total: 100, free: 50, vms: 2 },
+            other => panic!("{other:?}"),
+        })
+    }
+
+    fn switch(&mut self, request: &switch::Request) -> Result<switch::Response, CallError> {
+        self.switch_calls += 1;
+        match self.switch_error {
+            Some(CallError::Restarted) => {
+                self.switch_error = None;
+                return Err(CallError::Restarted);
+            }
+            Some(error) => return Err(error),
+            None => {}
+        }
+        Ok(match request {
+            switch::Request::Attach { vm, mac, queue, length, .. } => {
+                assert_eq!((*queue, *length), (IMAGE_BASE + PAGE, 2 * PAGE));
+                if self.ports.values().any(|other| other == mac) {
+                    switch::Response::Clash
+                } else {
+                    self.ports.insert(vm.frame, *mac);
+                    switch::Response::Done
+                }
+            }
+            switch::Request::Detach(vm) => match self.ports.remove(&vm.frame) {
+                Some(_) => switch::Response::Done,
+                None => switch::Response::NotFound,
+            },
+            switch::Request::Statistics(vm) if self.ports.contains_key(&vm.frame) => {
+                switch::Response::Statistics { sent: 0, received: 0, dropped: 0, refused: 0 }
+            }
+            switch::Request::Statistics(_) => switch::Response::NotFound,
+        })
+    }
+
+    fn console(&mut self, request: &console::Request) -> Result<console::Response, CallError> {
+        match request {
+            console::Request::Attach { vm, name, page } => {
+                assert_eq!(*page, IMAGE_BASE + 4 * PAGE);
+                self.consoles.insert(vm.frame, (*name).into());
+            }
+            console::Request::Detach(vm) => drop(self.consoles.remove(&vm.frame)),
+            other => panic!("{other:?}"),
+        }
+        Ok(console::Response::Done)
+    }
+
+    fn now(&mut self) -> u64 {
+        77
+    }
+
+    fn log(&mut self, text: fmt::Arguments) {
+        self.log.push(format!("{text}"));
+    }
+}
+
+const fn reference(frame: u32) -> VmRef {
+    VmRef { frame, generation: 1 }
+}
+
+#[test]
+fn starts_what_it_can_and_says_what_it_cannot() {
+    let mut world = World::new();
+    let vms = vec![
+        vm("one", "web", 1),
+        vm("missing", "none", 2),
+        vm("bad", "junk", 3),
+        vm("old", "old", 4),
+        Vm { memory: 12_345, ..vm("odd", "web", 5) },
+        vm("clash", "web", 1),
+        vm("two", "web", 6),
+        vm("three", "quiet", 7),
+        Vm { arguments: "a".repeat(600), ..vm("wordy", "quiet", 8) },
+    ];
+    let mut loader = world.loader(vms, 0);
+    loader.start_all(&mut world);
+    let log = world.take_log();
+    let expected = [
+        ("missing", "no such image"),
+        ("bad", "not an ELF file"),
+        ("old", "version"),
+        ("odd", "12345 bytes"),
+        ("clash", "MAC or IP address"),
+        ("wordy", "too long"),
+    ];
+    assert_eq!(log.len(), expected.len(), "{log:?}");
+    for (line, (name, reason)) in log.iter().zip(expected) {
+        assert!(line.starts_with(&format!("vm {name} refused: ")) && line.contains(reason), "{line}");
+    }
+    let running: Vec<_> = world.vms.values().copied().collect();
+    assert_eq!(running, [(1, true), (7, true), (8, true)], "the VM that clashed was destroyed");
+    assert_eq!((world.ports.len(), world.consoles.len()), (2, 3));
+    // Each image once, code and data.
+    assert_eq!(world.images, 2);
+    let web = elf(true, ARCHITECTURE_VERSION);
+    assert_eq!(world.defined[0], web[4096..8192]);
+    assert_eq!(world.defined[1], web[8192..]);
+    world.seeds.sort_unstable();
+    world.seeds.dedup();
+    assert_eq!(world.seeds.len(), 4, "a seed for each VM, the one that clashed included");
+    let list = world.list(&mut loader);
+    assert_eq!(list.len(), 9);
+    assert_eq!((list[0].used, list[0].memory, list[0].cpu_time, &list[0].stopped), (28, 256, 5, &None));
+    assert!(list[1].stopped.as_ref().unwrap().starts_with("refused: "));
+}
+
+#[test]
+fn stopped_vms_are_reported_cleaned_up_and_started_again() {
+    let mut world = World::new();
+    let mut loader = world.loader(vec![vm("one", "web", 1), vm("two", "web", 2)], 0);
+    loader.start_all(&mut world);
+    world.stops.push_back((reference(101), 1, Stop::Exit(3)));
+    world.stops.push_back((reference(102), 2, Stop::Ready));
+    world.stops.push_back((reference(999), 9, Stop::Ready));
+    world.vms.get_mut(&102).unwrap().1 = false;
+    assert!(!loader.take_stops(&mut world));
+    assert_eq!(world.take_log(), ["vm one ended with code 3", "destroying VM 9, which nobody has started"]);
+    assert_eq!(world.vms.get(&102), Some(&(2, true)), "`ready` lets it go on");
+    assert!(!world.vms.contains_key(&101) && !world.ports.contains_key(&101) && !world.consoles.contains_key(&101));
+    assert_eq!(world.list(&mut loader)[0].stopped.as_deref(), Some("ended with code 3"));
+
+    assert_eq!(loader.request(&mut world, &Request::Start("two")), Response::WrongState);
+    assert_eq!(loader.request(&mut world, &Request::Start("none")), Response::Unknown);
+    assert_eq!(loader.request(&mut world, &Request::Stop("none")), Response::Unknown);
+    assert_eq!(loader.request(&mut world, &Request::Stop("one")), Response::WrongState);
+    assert_eq!(loader.request(&mut world, &Request::Start("one")), Response::Done);
+    let list = world.list(&mut loader);
+    assert_eq!((list[0].number, &list[0].stopped), (3, &None), "a new VM, a new number");
+    assert_eq!(loader.request(&mut world, &Request::Stop("one")), Response::Done);
+    assert_eq!(world.take_log(), ["vm one stopped by the operator"]);
+    assert_eq!(world.vms.len(), 1);
+    world.memory = 0;
+    let Response::Failed(reason) = loader.request(&mut world, &Request::Start("one")) else { panic!() };
+    assert_eq!(reason, "not enough memory for its 256 KiB");
+    assert_eq!(loader.request(&mut world, &Request::Memory), Response::Memory(400, 200));
+}
+
+#[test]
+fn many_stops_leave_room_for_others() {
+    let mut world = World::new();
+    let mut loader = world.loader(vec![vm("one", "web", 1)], 0);
+    loader.start_all(&mut world);
+    world.stops.extend((0..50).map(|_| (reference(101), 1, Stop::Ready)));
+    assert!(loader.take_stops(&mut world));
+    assert!(!world.stops.is_empty());
+    assert!(!loader.take_stops(&mut world));
+}
+
+#[test]
+fn an_image_that_the_pager_forgot_is_given_again() {
+    let mut world = World::new();
+    let mut loader = world.loader(vec![vm("one", "web", 1)], 0);
+    loader.start_all(&mut world);
+    loader.request(&mut world, &Request::Stop("one"));
+    world.images = 0;
+    assert_eq!(loader.request(&mut world, &Request::Start("one")), Response::Done);
+    assert_eq!(world.images, 1);
+}
+
+#[test]
+fn restarted_servers_get_their_vms_back() {
+    let mut world = World::new();
+    let mut loader = world.loader(vec![vm("one", "web", 1), vm("two", "quiet", 2)], 0);
+    world.switch_error = Some(CallError::Restarted);
+    loader.start_all(&mut world);
+    assert_eq!(world.ports.len(), 1, "asked again after a restart in the middle");
+    world.ports.clear();
+    world.consoles.clear();
+    loader.peer_restarted(&mut world);
+    assert_eq!((world.ports.len(), world.consoles.len()), (1, 2));
+    loader.peer_restarted(&mut world);
+    assert_eq!((world.ports.len(), world.take_log().len()), (1, 0), "what is there is left alone");
+    // A switch that is gone: the VM runs without it, and gets it later.
+    world.switch_error = Some(CallError::Gone);
+    loader.request(&mut world, &Request::Stop("one"));
+    world.ports.clear();
+    assert_eq!(loader.request(&mut world, &Request::Start("one")), Response::Done);
+    let log = world.take_log();
+    assert_eq!(log, ["vm one stopped by the operator", "vm one has no network now: the server is gone"]);
+    world.switch_error = None;
+    loader.peer_restarted(&mut world);
+    assert_eq!(world.ports.len(), 1);
+}
+
+#[test]
+fn a_restarted_loader_finds_its_vms() {
+    let mut world = World::new();
+    let vms = || vec![vm("one", "web", 1), vm("two", "web", 2), vm("three", "quiet", 3), vm("four", "quiet", 4)];
+    world.loader(vms(), 0).start_all(&mut world);
+    world.vms.get_mut(&103).unwrap().1 = false;
+    let entry = |frame, tag, image, started, stop| VmEntry { vm: reference(frame), tag, image, started, stop };
+    world.list = vec![
+        entry(101, 1, 0, true, None),
+        entry(102, 2, 0, true, Some(Stop::Exit(1))),
+        entry(103, 3, 1, false, None),
+        // Of the same entry of the manifest as the first: no loader leaves that behind.
+        entry(104, 5, 0, true, None),
+    ];
+    let mut loader = world.loader(vms(), 1);
+    loader.adopt_all(&mut world);
+    let expected = [
+        "vm one found again",
+        "vm two ended with code 1",
+        "destroying VM 5, of which the manifest knows nothing",
+        "not running after a restart of the loader: two, four",
+    ];
+    assert_eq!(world.take_log(), expected);
+    assert_eq!(world.vms.keys().copied().collect::<Vec<_>>(), [101, 103]);
+    assert!(world.vms[&103].1, "the one that was not started yet is");
+    let images = world.images;
+    assert_eq!(loader.request(&mut world, &Request::Start("two")), Response::Done);
+    assert_eq!(world.images, images, "its image is known");
+    let list = world.list(&mut loader);
+    assert_eq!(list[0].number, 1);
+    assert!(list[1].number > 1 << 20, "a number that the loader before it never gave");
+}
+
+#[test]
+fn long_lists_go_on() {
+    let mut world = World::new();
+    let vms: Vec<_> = (0..60).map(|n| vm(&format!("{n:060}"), "none", n)).collect();
+    let mut loader = world.loader(vms, 0);
+    loader.start_all(&mut world);
+    let (mut from, mut names, mut answers) = (0, Vec::new(), 0);
+    loop {
+        let Response::Vms(vms, more) = loader.request(&mut world, &Request::List { from }) else { panic!() };
+        names.extend(vms.into_iter().map(|info| info.name));
+        answers += 1;
+        match more {
+            Some(next) => from = next,
+            None => break,
+        }
+    }
+    assert_eq!(names.len(), 60);
+    assert!(answers > 1);
+    assert_eq!(loader.request(&mut world, &Request::List { from: u64::MAX }), Response::Vms(vec![], None));
+}
+
+#[test]
+fn guests_are_laid_out_for_the_pager() {
+    let bundle = the_bundle();
+    let guest = Guest::find(&bundle, "web", 0).unwrap();
+    assert_eq!((guest.memory, guest.entry), (MEMORY, IMAGE_BASE + 16));
+    assert_eq!(guest.nic(), Some((IMAGE_BASE + PAGE, 2 * PAGE)));
+    assert_eq!(guest.console(), Some(IMAGE_BASE + 4 * PAGE));
+    assert!(guest.parts[0].execute && !guest.parts[0].write && guest.parts[1].write && !guest.parts[1].execute);
+    assert_eq!(Guest::find(&bundle, "web", 1 << 20).unwrap().memory, 1 << 20);
+    assert_eq!(Guest::find(&bundle, "quiet", 0).unwrap().nic(), None);
+    assert_eq!(Guest::find(&bundle, "none", 0), Err(Refused::Missing));
+    assert_eq!(Guest::find(&bundle, "junk", 0), Err(Refused::Image(ImageError::NotElf)));
+    assert!(matches!(Guest::find(&bundle[..200], "quiet", 0), Err(Refused::Bundle(_))));
+    // Whatever is damaged, nothing worse than a refusal comes of it.
+    let mut damaged = bundle.clone();
+    for at in 0..600 {
+        damaged[at] ^= 0xff;
+        let _ = Guest::find(&damaged, "web", 0);
+        damaged[at] ^= 0xff;
+    }
+}
