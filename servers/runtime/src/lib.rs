@@ -45,9 +45,9 @@ pub mod start;
 mod state;
 
 pub use client::Client;
+pub use hypercall;
 #[doc(hidden)]
 pub use log::log;
-pub use hypercall;
 pub use protocol;
 pub use protocol::manifest::Startup;
 pub use service::{Answer, Caller, Handler, respond, run};

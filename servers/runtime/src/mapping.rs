@@ -35,8 +35,14 @@ pub fn apply(
             Error::NoTable => {
                 let frame = table().ok_or((Error::Exhausted, done))?;
                 let kind = MapKind::Table as u8;
-                let supply =
-                    MapOperation { kind, slot: table_slot, count: 1, address: operation.address, frame, ..Default::default() };
+                let supply = MapOperation {
+                    kind,
+                    slot: table_slot,
+                    count: 1,
+                    address: operation.address,
+                    frame,
+                    ..Default::default()
+                };
                 map(&[supply]).map_err(|stop| (stop.error, done))?;
             }
             error => return Err((error, done)),

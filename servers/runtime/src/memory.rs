@@ -20,8 +20,15 @@ pub fn map_extent(slot: u8, first_frame: u64, pages: u64, access: Access) -> Res
     let state = state::get().ok_or(Error::Exhausted)?;
     let span = (pages + GUARD) * PAGE;
     let address = state.addresses.lock().take(span, PAGE).ok_or(Error::Exhausted)?;
-    let operation =
-        MapOperation { kind: MapKind::Map as u8, access: access.bits(), slot, reserved: 0, count, address, frame: first_frame };
+    let operation = MapOperation {
+        kind: MapKind::Map as u8,
+        access: access.bits(),
+        slot,
+        reserved: 0,
+        count,
+        address,
+        frame: first_frame,
+    };
     // SAFETY: nothing is mapped in this range of addresses, which was free until now, so nothing is replaced.
     let map = |operations: &[MapOperation]| unsafe { hypercall::map(Target::OWN, operations) };
     match mapping::apply(operation, state.own_slot, map, || state.own_free.lock().take(1, 1)) {

@@ -41,7 +41,8 @@ impl Ranges {
 
     /// Takes the largest range.
     pub fn take_largest(&mut self) -> Option<(u64, u64)> {
-        let (first, count) = self.free.iter().max_by_key(|(_, count)| **count).map(|(first, count)| (*first, *count))?;
+        let (first, count) =
+            self.free.iter().max_by_key(|(_, count)| **count).map(|(first, count)| (*first, *count))?;
         self.free.remove(&first);
         Some((first, count))
     }
@@ -122,7 +123,7 @@ mod tests {
                         prop_assert!(model.remove(&number));
                     }
                 } else {
-                    let fits = |start: u64| start % align == 0 && (start..start + count).all(|n| model.contains(&n));
+                    let fits = |start: u64| start.is_multiple_of(align) && (start..start + count).all(|n| model.contains(&n));
                     prop_assert!(count == 0 || !(0..100).any(fits));
                 }
                 prop_assert_eq!(ranges.total(), model.len() as u64);

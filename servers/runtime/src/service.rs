@@ -64,9 +64,9 @@ pub fn run<S: Service, H: Handler<S>>(mut handler: H) -> ! {
     let mut answer: Option<(Token, u8, usize, Option<u8>)> = None;
     loop {
         let deadline = handler.next_deadline();
-        let reply = answer.take().map(|(token, label, length, give)| {
-            (token, Outgoing { label, bytes: &response[..length], give })
-        });
+        let reply = answer
+            .take()
+            .map(|(token, label, length, give)| (token, Outgoing { label, bytes: &response[..length], give }));
         let woken = hypercall::reply_wait(reply, None, deadline).or_else(|error| match reply {
             // The answer cannot be sent (its capability is not there to give): the caller must not wait for ever.
             Some((token, _)) => {

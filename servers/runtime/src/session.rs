@@ -177,7 +177,9 @@ mod tests {
                 label::CONNECT => (label::CONNECT, self.key.to_le_bytes().to_vec()),
                 _ => match &self.answer {
                     Some(answer) => answer.clone(),
-                    None => (label::RESPONSE, message::encode(&Response::Done, &mut [0; LONG_MESSAGE]).unwrap().to_vec()),
+                    None => {
+                        (label::RESPONSE, message::encode(&Response::Done, &mut [0; LONG_MESSAGE]).unwrap().to_vec())
+                    }
                 },
             };
             buffer[..bytes.len()].copy_from_slice(&bytes);
@@ -229,7 +231,8 @@ mod tests {
 
     #[test]
     fn bad_answers_are_errors() {
-        let answers = [(label::MALFORMED, vec![]), (label::RESPONSE, vec![0, 0]), (label::RESPONSE, vec![]), (77, vec![0])];
+        let answers =
+            [(label::MALFORMED, vec![]), (label::RESPONSE, vec![0, 0]), (label::RESPONSE, vec![]), (77, vec![0])];
         for answer in answers {
             let (mut session, mut server) = (Session::NEW, Server::new(&[]));
             server.answer = Some(answer);

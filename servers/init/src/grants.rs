@@ -1,0 +1,329 @@
+//! What is in a server's slots, and the startup page that says so.
+//!
+//! Slot 0 stays empty ("no slot"); 1 is the server's own memory; then come its channels, its clients and its resources,
+//! each in the order of the manifest. All after them are the server's to use.
+
+use crate::extents::Place;
+use alloc::{collections::BTreeMap, format, string::String, vec::Vec};
+use protocol::{
+    boot,
+    capability::{Narrow, Rights, SLOTS},
+    domain::line,
+    manifest::{Channel, Manifest, Resource, Startup, StartupChannel, StartupClient, StartupResource},
+    memory::Access,
+};
+
+/// Slot of a server's own memory.
+const OWN_SLOT: u8 = 1;
+/// Slots that every server has at least for what it is given later.
+const SPARE_SLOTS: u8 = 8;
+
+/// Where a capability comes from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Source {
+    /// A slot of `init`.
+    Slot(u8),
+    /// The domain of the server with this index.
+    Server(usize),
+}
+
+/// A capability for a slot of a server.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Grant {
+    /// Slot of the server.
+    pub slot: u8,
+    /// Source.
+    pub source: Source,
+    /// What the copy keeps; `None`: everything.
+    pub narrow: Option<Narrow>,
+}
+
+/// What servers are given beyond their own memory.
+#[derive(Clone, Debug)]
+pub struct Holdings {
+    /// As in [`boot::BootInfo`].
+    pub tsc_base: u64,
+    /// As in [`boot::BootInfo`].
+    pub tsc_multiplier: u64,
+    /// As in [`boot::BootInfo`].
+    pub rsdp: u64,
+    /// Frames of the bundle.
+    pub bundle: Place,
+    /// Bytes of the bundle.
+    pub bundle_length: u64,
+    /// Frames behind [`boot::slot::DEVICES`].
+    pub devices: Place,
+    /// Shared memory by name.
+    pub shared: BTreeMap<String, Place>,
+    /// The pool of the VMs, if there is a holder.
+    pub pool: Option<Place>,
+}
+
+/// What one server gets.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Given {
+    /// Its slots.
+    pub grants: Vec<Grant>,
+    /// Its startup page, but for what follows from its memory: heap, free frames, and addresses of mapped resources.
+    pub startup: Startup,
+    /// Foreign memory to map.
+    pub foreign: Vec<(Place, Access)>,
+    /// For each of these, its place among the resources of the startup page.
+    pub foreign_resource: Vec<usize>,
+}
+
+/// Works out what the server with this index gets.
+pub fn give(manifest: &Manifest, index: usize, own: Place, holdings: &Holdings) -> Result<Given, String> {
+    let server = manifest.servers.get(index).ok_or("there is no such server")?;
+    let rights = Rights::READ | Rights::WRITE | Rights::MAP | Rights::CREATE;
+    let mut slots = Slots { next: OWN_SLOT, grants: Vec::new() };
+    let own_slot = slots.memory(own, rights, 0)?;
+
+    let mut channels = Vec::new();
+    for channel in &server.channels {
+        let (source, name) = match channel.to {
+            Channel::INIT => (Source::Slot(boot::slot::SELF), "init"),
+            to => {
+                let called = manifest.servers.get(usize::from(to)).ok_or("it calls a server that is not there")?;
+                (Source::Server(usize::from(to)), called.name.as_str())
+            }
+        };
+        let slot = slots.domain(source, Rights::CALL | Rights::RAISE, channel.remote_line, index as u64)?;
+        channels.push(StartupChannel { name: name.into(), slot, line: channel.line });
+    }
+
+    let mut clients = Vec::new();
+    for (badge, client) in manifest.servers.iter().enumerate() {
+        let Some(channel) = client.channels.iter().find(|channel| usize::from(channel.to) == index) else {
+            continue;
+        };
+        let slot = slots.domain(Source::Server(badge), Rights::RAISE, channel.line, 0)?;
+        let resources = || client.resources.iter();
+        let pci = resources().filter_map(|r| if let Resource::PciDevices(ids) = r { Some(ids) } else { None });
+        let isa =
+            resources().filter_map(|r| if let Resource::IsaInterrupt { number } = r { Some(*number) } else { None });
+        clients.push(StartupClient {
+            name: client.name.clone(),
+            badge: badge as u64,
+            slot,
+            line: channel.remote_line,
+            pci_devices: pci.flatten().copied().collect(),
+            isa_interrupts: isa.collect(),
+        });
+    }
+
+    let mut resources = Vec::new();
+    let mut foreign = Vec::new();
+    let mut foreign_resource = Vec::new();
+    for resource in &server.resources {
+        let (slot, first, count) = slots.resource(resource, holdings)?;
+        let mut length = 0;
+        let mapped = match resource {
+            Resource::Shared { .. } => Some(Access::WRITE),
+            Resource::Bundle => {
+                length = holdings.bundle_length;
+                Some(Access::empty())
+            }
+            _ => None,
+        };
+        if let Some(access) = mapped {
+            let place = match resource {
+                Resource::Bundle => holdings.bundle,
+                _ => Place { slot: slots.source_slot(slot), first, count },
+            };
+            foreign.push((place, access));
+            foreign_resource.push(resources.len());
+        }
+        resources.push(StartupResource { resource: resource.clone(), slot, first, count, address: 0, length });
+    }
+
+    if usize::from(slots.next + SPARE_SLOTS) > SLOTS {
+        return Err(too_many());
+    }
+    let platform = server.resources.contains(&Resource::Platform);
+    let startup = Startup {
+        name: server.name.clone(),
+        options: server.options.clone(),
+        tsc_base: holdings.tsc_base,
+        tsc_multiplier: holdings.tsc_multiplier,
+        rsdp: if platform { holdings.rsdp } else { 0 },
+        channels,
+        clients,
+        resources,
+        own_slot,
+        first_free_slot: slots.next,
+        ..Startup::default()
+    };
+    Ok(Given { grants: slots.grants, startup, foreign, foreign_resource })
+}
+
+fn too_many() -> String {
+    format!("it is given so much that less than {SPARE_SLOTS} of its {SLOTS} slots are left")
+}
+
+/// Slots of a server as they fill.
+struct Slots {
+    next: u8,
+    grants: Vec<Grant>,
+}
+
+impl Slots {
+    fn put(&mut self, source: Source, narrow: Option<Narrow>) -> Result<u8, String> {
+        let slot = self.next;
+        if usize::from(slot) >= SLOTS {
+            return Err(too_many());
+        }
+        self.next += 1;
+        self.grants.push(Grant { slot, source, narrow });
+        Ok(slot)
+    }
+
+    fn domain(&mut self, source: Source, rights: Rights, line: u8, badge: u64) -> Result<u8, String> {
+        self.put(source, Some(Narrow { rights: rights.bits(), line, badge, ..Narrow::default() }))
+    }
+
+    /// A part of an extent. Where domains in it can be reached, `device` is the window and the line.
+    fn memory(&mut self, place: Place, rights: Rights, device: u8) -> Result<u8, String> {
+        let count =
+            u32::try_from(place.count).map_err(|_| format!("an extent of {} frames is too long", place.count))?;
+        let narrow = Narrow {
+            rights: rights.bits(),
+            line: device,
+            window: device,
+            count,
+            first: place.first,
+            ..Narrow::default()
+        };
+        self.put(Source::Slot(place.slot), Some(narrow))
+    }
+
+    /// The slot of `init` that the capability in a slot of the server comes from.
+    fn source_slot(&self, slot: u8) -> u8 {
+        let source = self.grants.iter().find(|grant| grant.slot == slot).map(|grant| grant.source);
+        if let Some(Source::Slot(slot)) = source { slot } else { 0 }
+    }
+
+    /// The slot of a resource, with its first number and how many.
+    fn resource(&mut self, resource: &Resource, holdings: &Holdings) -> Result<(u8, u64, u64), String> {
+        let pool = || holdings.pool.ok_or("there is no pool, because no server holds it");
+        let extent = |slot, place: Place| (slot, place.first, place.count);
+        Ok(match resource {
+            Resource::Ports { first, count } => {
+                let (first, count) = (u64::from(*first), u32::from(*count));
+                let narrow = Narrow { first, count, ..Narrow::default() };
+                (self.put(Source::Slot(boot::slot::PORTS), Some(narrow))?, first, u64::from(count))
+            }
+            Resource::Platform => {
+                let devices = self.put(Source::Slot(boot::slot::DEVICES), None)?;
+                self.put(Source::Slot(boot::slot::INTERRUPTS), None)?;
+                extent(devices, holdings.devices)
+            }
+            Resource::Shared { name, .. } => {
+                let place = *holdings.shared.get(name).ok_or_else(|| format!("there is no shared memory {name:?}"))?;
+                extent(self.memory(place, Rights::READ | Rights::WRITE | Rights::MAP, 0)?, place)
+            }
+            Resource::Bundle => extent(self.put(Source::Slot(boot::slot::BUNDLE), None)?, holdings.bundle),
+            Resource::Pool => {
+                // The window is of no matter to a holder of CONTROL; the line is that of new clones.
+                let window = 1;
+                let rights = Rights::all() - Rights::DEVICE - Rights::CALL;
+                let place = pool()?;
+                let slot = self.memory(place, rights, window)?;
+                if let Some(Grant { narrow: Some(narrow), .. }) = self.grants.last_mut() {
+                    narrow.line = line::CLONE;
+                }
+                extent(slot, place)
+            }
+            Resource::Devices { device } => {
+                let place = pool()?;
+                extent(self.memory(place, Rights::WINDOW | Rights::RAISE, *device)?, place)
+            }
+            Resource::Debug => (self.put(Source::Slot(boot::slot::DEBUG), None)?, 0, 0),
+            Resource::IsaInterrupt { .. } | Resource::PciDevices(_) => (0, 0, 0),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{holdings, manifest};
+
+    fn given(index: usize) -> Given {
+        let own = Place { slot: boot::slot::MEMORY, first: 0x400, count: 256 };
+        give(&manifest(), index, own, &holdings()).unwrap()
+    }
+
+    #[test]
+    fn channels_and_clients_are_two_ends_of_the_same() {
+        let manifest = manifest();
+        for (client, server) in manifest.servers.iter().enumerate() {
+            for channel in server.channels.iter().filter(|channel| channel.to != Channel::INIT) {
+                let called = usize::from(channel.to);
+                let (ours, theirs) = (given(client), given(called));
+                let end = ours.startup.channel(&manifest.servers[called].name).unwrap();
+                let grant = ours.grants.iter().find(|grant| grant.slot == end.slot).unwrap();
+                let narrow = grant.narrow.unwrap();
+                assert_eq!(grant.source, Source::Server(called));
+                assert_eq!(narrow.rights, (Rights::CALL | Rights::RAISE).bits());
+                assert_eq!((narrow.badge, narrow.line), (client as u64, channel.remote_line));
+                let other = theirs.startup.clients.iter().find(|c| c.badge == client as u64).unwrap();
+                let back = theirs.grants.iter().find(|grant| grant.slot == other.slot).unwrap();
+                assert_eq!(other.line, narrow.line);
+                assert_eq!((back.source, back.narrow.unwrap().line), (Source::Server(client), end.line));
+                assert_eq!(back.narrow.unwrap().rights, Rights::RAISE.bits());
+            }
+        }
+    }
+
+    #[test]
+    fn slots_are_used_once_and_the_rest_is_free() {
+        for index in 0..manifest().servers.len() {
+            let given = given(index);
+            let slots: Vec<u8> = given.grants.iter().map(|grant| grant.slot).collect();
+            assert_eq!(slots, (1..given.startup.first_free_slot).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn resources_are_what_the_manifest_says() {
+        let platform = given(0);
+        assert_eq!(platform.startup.rsdp, holdings().rsdp);
+        let [devices, ports, _debug] = &platform.startup.resources[..] else { panic!("three resources") };
+        let grant = |slot| platform.grants.iter().find(|grant| grant.slot == slot).unwrap();
+        assert_eq!(grant(devices.slot).source, Source::Slot(boot::slot::DEVICES));
+        assert_eq!(grant(devices.slot + 1).source, Source::Slot(boot::slot::INTERRUPTS));
+        let narrow = grant(ports.slot).narrow.unwrap();
+        assert_eq!((narrow.first, narrow.count, narrow.rights), (0xcf8, 8, 0));
+        assert_eq!(platform.startup.clients[0].pci_devices, [(0x1af4, 0x1041)]);
+        assert_eq!(platform.startup.clients[0].isa_interrupts, [4]);
+
+        let driver = given(1);
+        assert_eq!(driver.startup.rsdp, 0);
+        let shared =
+            driver.startup.resources.iter().position(|r| matches!(r.resource, Resource::Shared { .. })).unwrap();
+        assert_eq!(driver.foreign_resource, [shared]);
+        assert_eq!(driver.foreign, [(holdings().shared["net0"], Access::WRITE)]);
+
+        let swap = given(2);
+        let [pool, devices, bundle] = &swap.startup.resources[..] else { panic!("three resources") };
+        let narrow = |slot| swap.grants.iter().find(|grant| grant.slot == slot).unwrap().narrow;
+        assert!(Rights::from_bits_retain(narrow(pool.slot).unwrap().rights).contains(Rights::CONTROL | Rights::CREATE));
+        let devices = narrow(devices.slot).unwrap();
+        assert_eq!((devices.rights, devices.window, devices.line), ((Rights::WINDOW | Rights::RAISE).bits(), 3, 3));
+        assert_eq!((bundle.length, narrow(bundle.slot)), (holdings().bundle_length, None));
+    }
+
+    #[test]
+    fn what_is_not_there_is_refused() {
+        let own = Place { slot: 1, first: 0x400, count: 256 };
+        let nothing = Holdings { pool: None, shared: BTreeMap::new(), ..holdings() };
+        assert!(give(&manifest(), 1, own, &nothing).unwrap_err().contains("net0"));
+        assert!(give(&manifest(), 2, own, &nothing).unwrap_err().contains("pool"));
+        let mut full = manifest();
+        full.servers[0].resources = vec![Resource::Debug; SLOTS];
+        assert!(give(&full, 0, own, &holdings()).unwrap_err().contains("slots"));
+        full.servers[0].resources = vec![Resource::Debug; SLOTS - usize::from(SPARE_SLOTS)];
+        assert!(give(&full, 0, own, &holdings()).unwrap_err().contains("slots"));
+    }
+}
