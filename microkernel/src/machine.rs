@@ -7,6 +7,7 @@ use crate::{
     physical, serial,
 };
 use microkernel_logic::{Frame, Machine, block::ControlBlock, paging::Table};
+use protocol::domain::EventKind;
 use x86_64::{
     VirtAddr,
     instructions::{port::Port, tlb},
@@ -124,6 +125,10 @@ impl Machine for Metal {
     }
     fn debug_write(&mut self, bytes: &[u8]) {
         serial::write(bytes);
+    }
+
+    fn report_unhandled(&mut self, kind: EventKind, code: u32, address: u64, instruction: u64) {
+        crate::say!("a server without a handler, or init, has ended: {kind:?}, code {code:#x}, address {address:#x}, instruction {instruction:#x}");
     }
 
     fn io_apic_add(&mut self, address: u64, first_interrupt: u32) -> bool {

@@ -24,8 +24,12 @@ impl<M: Machine> Kernel<M> {
         let block = self.machine.block_mut(me);
         block.trap = Trap { kind: kind as u32, code, address, value };
         block.set_state(if kind == EventKind::Exit { State::Stopped } else { State::Trapped });
-        // Without a handler it stays as it is.
-        let _ = self.post(me, TRAP_QUEUE);
+        // Without a handler it stays as it is; for a server, `init` above all, somebody must be told.
+        let block = self.machine.block(me);
+        let (is_vm, instruction) = (block.is_vm(), block.registers.rip);
+        if self.post(me, TRAP_QUEUE).is_err() && !is_vm {
+            self.machine.report_unhandled(kind, code, address, instruction);
+        }
     }
 
     /// Puts a domain into the queue of the service behind one of its four events.

@@ -1,6 +1,7 @@
 //! The seam between the kernel's logic and the hardware.
 
 use crate::{Frame, block::ControlBlock, paging::Table};
+use protocol::domain::EventKind;
 
 /// The hardware, as far as the kernel's logic needs it: physical memory, the address space in use, the
 /// clock, interrupt controllers, ports.
@@ -47,6 +48,9 @@ pub trait Machine {
     fn port_write(&mut self, port: u16, width: u8, value: u32);
     /// Writes to the debug line.
     fn debug_write(&mut self, bytes: &[u8]);
+
+    /// Says that a server has trapped and nobody handles it.
+    fn report_unhandled(&mut self, kind: EventKind, code: u32, address: u64, instruction: u64);
 
     /// Adds an I/O APIC; `false` if there is no room or no such device.
     fn io_apic_add(&mut self, address: u64, first_interrupt: u32) -> bool;

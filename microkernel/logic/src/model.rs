@@ -5,6 +5,7 @@ use crate::{
     block::ControlBlock,
     paging::{Entry, Table},
 };
+use protocol::domain::EventKind;
 use std::{boxed::Box, collections::HashMap, vec::Vec};
 
 static EMPTY_TABLE: Table = [Entry::EMPTY; 512];
@@ -99,6 +100,9 @@ impl Machine for Model {
     fn port_write(&mut self, _port: u16, _width: u8, _value: u32) {}
     fn debug_write(&mut self, bytes: &[u8]) {
         self.debug.extend(bytes);
+    }
+    fn report_unhandled(&mut self, _kind: EventKind, _code: u32, _address: u64, instruction: u64) {
+        self.debug.extend(instruction.to_le_bytes());
     }
     fn io_apic_add(&mut self, address: u64, _first_interrupt: u32) -> bool {
         address.is_multiple_of(4096)
