@@ -39,13 +39,15 @@ pub fn build(workspace: &Workspace, toolchain: &Toolchain, system: &System) -> R
         Origin::File(_) => None,
     });
     for name in named.chain([bundle::INIT]) {
-        let package = packages.get(name).ok_or_else(|| miette!("no package of this workspace has a program `{name}`"))?;
+        let package =
+            packages.get(name).ok_or_else(|| miette!("no package of this workspace has a program `{name}`"))?;
         wanted.insert(name.to_string(), package.clone());
     }
     let programs = compile(workspace, toolchain, Ring::User, &wanted)?;
 
     let step = Step::start("Making the bundle");
-    let read = |path: &Path| fs::read(path).into_diagnostic().wrap_err_with(|| miette!("{} cannot be read", path.display()));
+    let read =
+        |path: &Path| fs::read(path).into_diagnostic().wrap_err_with(|| miette!("{} cannot be read", path.display()));
     let built = |name: &str| read(&programs[name]);
     let mut contents = Contents { init: built(bundle::INIT)?, files: Vec::new() };
     for program in &system.programs {
@@ -119,12 +121,21 @@ fn compile(
 /// Cargo's messages without its account of progress.
 fn warnings(messages: &str) -> String {
     let progress = [
-        "Compiling", "Finished", "Updating", "Downloading", "Downloaded", "Locking", "Adding", "Blocking", "Building", "Fresh",
-        "Checking", "Dirty",
+        "Compiling",
+        "Finished",
+        "Updating",
+        "Downloading",
+        "Downloaded",
+        "Locking",
+        "Adding",
+        "Blocking",
+        "Building",
+        "Fresh",
+        "Checking",
+        "Dirty",
     ];
-    let is_progress = |line: &&str| {
-        line.starts_with("  ") && progress.iter().any(|word| line.trim_start().starts_with(word))
-    };
+    let is_progress =
+        |line: &&str| line.starts_with(' ') && progress.iter().any(|word| line.trim_start().starts_with(word));
     messages.lines().filter(|line| !is_progress(line)).map(|line| format!("{line}\n")).collect()
 }
 
@@ -134,7 +145,8 @@ mod tests {
 
     #[test]
     fn only_warnings_are_left_of_cargos_messages() {
-        let messages = "   Compiling init v0.1.0 (/x)\nwarning: unused\n  --> a.rs:1:1\n    Finished `release` profile\n";
+        let messages =
+            "   Compiling init v0.1.0 (/x)\nwarning: unused\n  --> a.rs:1:1\n    Finished `release` profile\n";
         assert_eq!(warnings(messages), "warning: unused\n  --> a.rs:1:1\n");
     }
 }

@@ -25,7 +25,8 @@ impl Contents {
     /// The bundle of a system, checked and read back.
     pub fn bundle(&self, system: &System) -> Result<Vec<u8>> {
         self.check(system)?;
-        let manifest = postcard::to_allocvec(&system.manifest).into_diagnostic().wrap_err("the manifest cannot be written")?;
+        let manifest =
+            postcard::to_allocvec(&system.manifest).into_diagnostic().wrap_err("the manifest cannot be written")?;
         let init = elf::without_sections(&self.init).ok_or_else(|| miette!("`{INIT}` is no ELF program"))?;
         let mut files = vec![(INIT, init), (MANIFEST, manifest)];
         for (name, file) in &self.files {
@@ -69,7 +70,9 @@ impl Contents {
     }
 
     fn server_problem(&self, server: &protocol::manifest::Server) -> Option<String> {
-        let Some(file) = self.file(&server.program) else { return Some(format!("program `{}` is missing", server.program)) };
+        let Some(file) = self.file(&server.program) else {
+            return Some(format!("program `{}` is missing", server.program));
+        };
         let image = match Image::program(file) {
             Ok(image) => image,
             Err(reason) => return Some(format!("the program of server `{}` is refused: {reason}", server.name)),
@@ -81,7 +84,11 @@ impl Contents {
         let needed = image.segments.iter().map(pages).sum::<u64>() + STACK_SIZE + PAGE;
         (needed > server.memory).then(|| {
             let needed = Size(needed);
-            format!("server `{}` needs {needed} for its program and stack, and has {}", server.name, Size(server.memory))
+            format!(
+                "server `{}` needs {needed} for its program and stack, and has {}",
+                server.name,
+                Size(server.memory)
+            )
         })
     }
 
@@ -99,8 +106,12 @@ impl Contents {
         let vms = system.vms.iter().filter_map(memory).fold(0u64, u64::saturating_add);
         let servers: u64 = system.manifest.servers.iter().map(|server| server.memory).sum();
         let last = system.vms.last().filter(|_| servers.saturating_add(vms) > system.memory.0)?;
-        let message =
-            format!("servers ({}) and VMs ({}) do not fit into a machine of {}", Size(servers), Size(vms), system.memory);
+        let message = format!(
+            "servers ({}) and VMs ({}) do not fit into a machine of {}",
+            Size(servers),
+            Size(vms),
+            system.memory
+        );
         let problem = system.source.problem(last.at.clone(), message);
         Some(problem.help("say `memory = \"...\"` under [machine], or make something smaller"))
     }
@@ -115,7 +126,8 @@ fn read_back(archive: &[u8], system: &System, expected: &[(&str, Vec<u8>)]) -> R
     if !same {
         return Err(miette!("the bundle that was just made holds other files than were put into it"));
     }
-    let manifest = Manifest::decode(files[1].data).map_err(|e| miette!("the manifest in the bundle cannot be read: {e}"))?;
+    let manifest =
+        Manifest::decode(files[1].data).map_err(|e| miette!("the manifest in the bundle cannot be read: {e}"))?;
     if manifest != system.manifest {
         return Err(miette!("the manifest in the bundle is not the one that was put into it"));
     }

@@ -81,7 +81,9 @@ pub mod tests {
         bytes.extend(note::OWNER);
         bytes.extend(note.version.to_le_bytes());
         bytes.extend(note.flags.to_le_bytes());
-        for word in [note.memory, note.nic, note.nic_length, note.disk, note.disk_length, note.console, note.console_length] {
+        for word in
+            [note.memory, note.nic, note.nic_length, note.disk, note.disk_length, note.console, note.console_length]
+        {
             bytes.extend(word.to_le_bytes());
         }
         bytes

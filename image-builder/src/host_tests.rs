@@ -63,7 +63,8 @@ fn watch(mut command: Command, filter: Option<&str>) -> Result<Count> {
 fn summary(line: &str) -> Option<Count> {
     let counts = line.strip_prefix("test result: ")?;
     let number = |what: &str| {
-        let mut words = counts.split([' ', ';', '.']).filter(|word| !word.is_empty()).collect::<Vec<_>>().into_iter().rev();
+        let mut words =
+            counts.split([' ', ';', '.']).filter(|word| !word.is_empty()).collect::<Vec<_>>().into_iter().rev();
         words.find(|word| *word == what)?;
         words.next()?.parse().ok()
     };
@@ -78,7 +79,8 @@ mod tests {
     fn summaries_are_read() {
         let ok = "test result: ok. 26 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 2.10s";
         assert_eq!(summary(ok), Some(Count { passed: 26, failed: 0 }));
-        let failed = "test result: FAILED. 1 passed; 12 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s";
+        let failed =
+            "test result: FAILED. 1 passed; 12 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s";
         assert_eq!(summary(failed), Some(Count { passed: 1, failed: 12 }));
         assert_eq!(summary("test a ... ok"), None);
     }

@@ -25,7 +25,10 @@ pub fn checks(session: &mut Session) -> Result<Vec<(String, Command)>> {
     format.args(["fmt", "--all", "--check"]);
     let mut checks = vec![("formatting".to_string(), format)];
     checks.extend(host(workspace));
-    checks.push(("the microkernel".into(), metal(workspace, &toolchain, Ring::Kernel, wrapper.as_deref(), &[KERNEL.into()])));
+    checks.push((
+        "the microkernel".into(),
+        metal(workspace, &toolchain, Ring::Kernel, wrapper.as_deref(), &[KERNEL.into()]),
+    ));
     let packages: Vec<String> = workspace.metal_packages().into_iter().collect();
     checks.push(("servers and guests".into(), metal(workspace, &toolchain, Ring::User, wrapper.as_deref(), &packages)));
     Ok(checks)

@@ -22,7 +22,8 @@ pub struct Workspace {
 impl Workspace {
     /// The workspace that this program belongs to.
     pub fn find() -> Result<Workspace> {
-        let own = std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
+        let own =
+            std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
         let metadata = MetadataCommand::new()
             .current_dir(&own)
             .no_deps()

@@ -28,7 +28,8 @@ fn run(session: &mut Session) -> Result<Vec<Measurement>> {
     let mut outside = Vec::new();
     for round in 1..=ROUNDS {
         let reachable = ports::assign_free(&system)?;
-        let web = reachable.iter().find(|r| r.service.http).ok_or_else(|| miette!("the default system has no web server"))?;
+        let web =
+            reachable.iter().find(|r| r.service.http).ok_or_else(|| miette!("the default system has no web server"))?;
         let machine = session.machine(&system, &built, ports::network(&system, &reachable));
         let step = Step::start(format!("Booting, {round} of {ROUNDS}"));
         let mut running = Running::start(&qemu, &machine, &built.folder.join("serial.log"), Box::new(|_| {}))?;
@@ -36,7 +37,9 @@ fn run(session: &mut Session) -> Result<Vec<Measurement>> {
         let page = http::wait(web.host, "/", deadline);
         interrupt::check()?;
         let log = running.log.display().to_string();
-        page.map_err(|error| miette!(help = format!("its output is in {log}"), "no reply from VM `{}`: {error}", web.vm))?;
+        page.map_err(|error| {
+            miette!(help = format!("its output is in {log}"), "no reply from VM `{}`: {error}", web.vm)
+        })?;
         outside.push(running.started.elapsed().as_micros() as f64);
         let line = running.serial.wait(0, deadline, |line| reply_time(line).is_some());
         let time = line.and_then(|line| reply_time(&line.text));

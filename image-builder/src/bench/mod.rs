@@ -38,7 +38,11 @@ pub fn all() -> [Benchmark; 2] {
 pub fn run(session: &mut Session, benchmark: &Benchmark, output: Option<&Path>) -> Result<()> {
     let measured = (benchmark.run)(session)?;
     print!("{}", result::table(&measured));
-    println!("\nThe microkernel has {} lines of code (at most {}).", lines::microkernel(&session.workspace.root)?, lines::LIMIT);
+    println!(
+        "\nThe microkernel has {} lines of code (at most {}).",
+        lines::microkernel(&session.workspace.root)?,
+        lines::LIMIT
+    );
     if let Some(folder) = output {
         let results = Results {
             bench: benchmark.name.into(),

@@ -105,7 +105,8 @@ mod tests {
 
     #[test]
     fn wrong_results_are_not_overlooked() {
-        for line in ["BENCH x", "BENCH x y z lower", "BENCH x 1 u best", "BENCH x 1 u lower odd", "BENCH x NaN u lower"] {
+        for line in ["BENCH x", "BENCH x y z lower", "BENCH x 1 u best", "BENCH x 1 u lower odd", "BENCH x NaN u lower"]
+        {
             parse(line).expect("meant as a result").expect_err(line);
         }
     }
@@ -113,7 +114,7 @@ mod tests {
     #[test]
     fn tables_and_files() {
         let result = parse("BENCH call-reply 412.5 instructions lower bytes=64").expect("one").expect("good");
-        let table = table(&[result.clone()]);
+        let table = table(std::slice::from_ref(&result));
         assert_eq!(
             table,
             "what         value  unit          better  conditions\n\

@@ -100,7 +100,10 @@ fn damaged_image(context: &mut Context<'_>) -> Result<()> {
     let mut note = files(&whole)?;
     let bytes = file(&mut note, &image)?;
     let owner = protocol::note::OWNER;
-    let at = bytes.windows(owner.len()).position(|window| window == owner).ok_or_else(|| miette!("the image has no note"))?;
+    let at = bytes
+        .windows(owner.len())
+        .position(|window| window == owner)
+        .ok_or_else(|| miette!("the image has no note"))?;
     bytes[at + owner.len()] = 99;
 
     let cases: [(&str, Files, &[&str]); 3] = [

@@ -112,7 +112,8 @@ impl Lan {
             match self.socket.recv_from(&mut buffer) {
                 Ok((length, _)) => return Ok(Some(buffer[..length].to_vec())),
                 Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {}
-                Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => {}
+                Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => {
+                }
                 Err(error) => return Err(error).into_diagnostic(),
             }
         }

@@ -10,11 +10,11 @@ use miette::{IntoDiagnostic, Result, WrapErr, miette};
 use super::BootTest;
 use crate::build::Built;
 use crate::interrupt;
+use crate::machine::Running;
 use crate::machine::http::{self, Page};
 use crate::machine::ports::{self, Reachable};
 use crate::machine::qemu::{Machine, Network};
 use crate::machine::serial::Line;
-use crate::machine::Running;
 use crate::session::Session;
 use crate::system::System;
 
@@ -36,7 +36,9 @@ pub struct Context<'a> {
 impl<'a> Context<'a> {
     pub(super) fn new(session: &'a mut Session, test: &BootTest) -> Result<Context<'a>> {
         let folder = session.workspace.output("tests").join(test.name);
-        fs::create_dir_all(&folder).into_diagnostic().wrap_err_with(|| miette!("{} cannot be made", folder.display()))?;
+        fs::create_dir_all(&folder)
+            .into_diagnostic()
+            .wrap_err_with(|| miette!("{} cannot be made", folder.display()))?;
         Ok(Context {
             session,
             limit: test.limit,
@@ -130,9 +132,8 @@ impl<'a> Context<'a> {
     /// Waits until a VM answers a GET request with status 200.
     pub fn page(&self, vm: &str, path: &str) -> Result<Page> {
         let port = self.port_of(vm)?;
-        let page = http::wait(port, path, self.deadline).map_err(|error| {
-            miette!("VM `{vm}` does not answer a GET request for {path} on port {port}: {error}")
-        })?;
+        let page = http::wait(port, path, self.deadline)
+            .map_err(|error| miette!("VM `{vm}` does not answer a GET request for {path} on port {port}: {error}"))?;
         interrupt::check()?;
         if page.status == 200 { Ok(page) } else { Err(miette!("VM `{vm}` answers {path} with status {}", page.status)) }
     }

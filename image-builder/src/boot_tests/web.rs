@@ -77,7 +77,8 @@ fn text_of(page: &str) -> Vec<String> {
 
 /// The piece after the one that is or begins with a label.
 fn fact(pieces: &[String], label: &str) -> Option<String> {
-    let is_label = |piece: &String| piece.to_lowercase().trim_end_matches(':').split_whitespace().any(|word| word == label);
+    let is_label =
+        |piece: &String| piece.to_lowercase().trim_end_matches(':').split_whitespace().any(|word| word == label);
     pieces.iter().zip(pieces.iter().skip(1)).find(|(piece, _)| is_label(piece)).map(|(_, fact)| fact.clone())
 }
 
@@ -87,7 +88,8 @@ mod tests {
 
     #[test]
     fn facts_are_read_from_a_page() {
-        let page = "<title>Denali</title><table><tr><th>VM</th><td>7</td></tr>\n<tr><th>IPv4 address</th> <td>10.0.2.15</td>";
+        let page =
+            "<title>Denali</title><table><tr><th>VM</th><td>7</td></tr>\n<tr><th>IPv4 address</th> <td>10.0.2.15</td>";
         let pieces = text_of(page);
         assert_eq!(fact(&pieces, "vm").as_deref(), Some("7"));
         assert_eq!(fact(&pieces, "address").as_deref(), Some("10.0.2.15"));

@@ -18,8 +18,8 @@ pub(super) fn run(options: &Bench) -> Result<ExitCode> {
     };
     let names: Vec<_> = all.iter().map(|benchmark| benchmark.name).collect();
     let benchmark = all.iter().find(|benchmark| benchmark.name == name);
-    let benchmark =
-        benchmark.ok_or_else(|| miette!(help = format!("there are: {}", names.join(", ")), "there is no benchmark `{name}`"))?;
+    let benchmark = benchmark
+        .ok_or_else(|| miette!(help = format!("there are: {}", names.join(", ")), "there is no benchmark `{name}`"))?;
     bench::run(&mut Session::start(options.tools)?, benchmark, options.output.as_deref())?;
     Ok(ExitCode::SUCCESS)
 }

@@ -33,7 +33,8 @@ pub(super) fn run(tools: Tools) -> Result<ExitCode> {
     item("UEFI firmware (OVMF)", Some(firmware.unwrap_or("missing; `run` and `test` do not need it")));
     let accelerator = accelerator::Findings::gather();
     item("virtualisation", Some(accelerator.flag.unwrap_or("the processor shows neither vmx nor svm")));
-    let device = accelerator.device.as_ref().map_or_else(|error| format!("does not open: {error}"), |()| "opens".into());
+    let device =
+        accelerator.device.as_ref().map_or_else(|error| format!("does not open: {error}"), |()| "opens".into());
     item("/dev/kvm", Some(&device));
     let packages = match findings.packages {
         Packages::Root => "apt-get, as root",
@@ -65,7 +66,9 @@ pub(super) fn run(tools: Tools) -> Result<ExitCode> {
     item("kernel's target", Some("x86_64-unknown-none: soft-float, so ring 0 never touches a domain's FPU registers"));
     item(
         "servers' and guests' target",
-        Some("x86_64-denali: hard-float (SSE2 and up), so copies and cryptography are fast; its library is built from source"),
+        Some(
+            "x86_64-denali: hard-float (SSE2 and up), so copies and cryptography are fast; its library is built from source",
+        ),
     );
     let (chosen, why) = accelerator::choose(&accelerator);
     item("accelerator", Some(&format!("{chosen:?}: {why}")));
@@ -75,7 +78,10 @@ pub(super) fn run(tools: Tools) -> Result<ExitCode> {
 
     println!("\nThe microkernel");
     let count = lines::microkernel(&workspace.root)?;
-    item("lines of code", Some(&format!("{count} of at most {} (without tests, comments and blank lines)", lines::LIMIT)));
+    item(
+        "lines of code",
+        Some(&format!("{count} of at most {} (without tests, comments and blank lines)", lines::LIMIT)),
+    );
 
     if missing.is_empty() {
         println!("\nNothing is missing.");

@@ -57,10 +57,7 @@ pub(super) fn run(options: &Run) -> Result<ExitCode> {
 
 fn announce(machine: &Machine, reachable: &[Reachable], left: usize) {
     let cpus = if machine.cpus == 1 { "1 processor".into() } else { format!("{} processors", machine.cpus) };
-    ui::note(&format!(
-        "Booting in QEMU ({:?}, {} MiB, {cpus}). Ctrl-C ends it.",
-        machine.accelerator, machine.memory
-    ));
+    ui::note(&format!("Booting in QEMU ({:?}, {} MiB, {cpus}). Ctrl-C ends it.", machine.accelerator, machine.memory));
     for r in reachable.iter().filter(|r| !r.service.http) {
         ui::note(&format!("  VM {}, TCP port {}: {}", r.vm, r.service.port, r.place()));
     }
@@ -105,7 +102,12 @@ fn watch(
     loop {
         while let Ok(answer) = answers.try_recv() {
             let r = &reachable[answer.service];
-            ui::note(&format!("✓ {} answers: VM {}, {:.1} s after power-on", r.place(), r.vm, answer.after.as_secs_f64()));
+            ui::note(&format!(
+                "✓ {} answers: VM {}, {:.1} s after power-on",
+                r.place(),
+                r.vm,
+                answer.after.as_secs_f64()
+            ));
             answered += 1;
         }
         if let Some(status) = running.ended()? {
@@ -114,7 +116,9 @@ fn watch(
                     ui::note("The system has powered off.");
                     Ok(ExitCode::SUCCESS)
                 }
-                Some(qemu::EXIT_FAILURE) => Err(miette!("the system ended itself with a failure; see {}", running.log.display())),
+                Some(qemu::EXIT_FAILURE) => {
+                    Err(miette!("the system ended itself with a failure; see {}", running.log.display()))
+                }
                 _ => Err(miette!("QEMU has ended ({status}); see {}", running.log.display())),
             };
         }

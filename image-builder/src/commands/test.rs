@@ -27,7 +27,9 @@ pub(super) fn run(options: &Test) -> Result<ExitCode> {
     }
     if count == Count::default() {
         return Err(match filter {
-            Some(filter) => miette!(help = "`cargo denali test --list` lists those that boot", "no test's name contains `{filter}`"),
+            Some(filter) => {
+                miette!(help = "`cargo denali test --list` lists those that boot", "no test's name contains `{filter}`")
+            }
             None => miette!("there are no tests"),
         });
     }

@@ -44,7 +44,8 @@ pub struct Running {
 impl Running {
     /// Starts a machine. `sink` gets what it writes to the serial line, besides the log file.
     pub fn start(qemu: &Path, machine: &Machine, log: &Path, mut sink: Sink) -> Result<Running> {
-        let mut file = File::create(log).into_diagnostic().wrap_err_with(|| miette!("{} cannot be written", log.display()))?;
+        let mut file =
+            File::create(log).into_diagnostic().wrap_err_with(|| miette!("{} cannot be written", log.display()))?;
         let mut command = Command::new(qemu);
         command.args(machine.arguments()).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         // A group of its own: Ctrl-C on the terminal reaches us, and we end QEMU.
@@ -68,7 +69,10 @@ impl Running {
         if let Some(errors) = child.stderr.take() {
             readers.push(thread::spawn(move || {
                 for line in BufReader::new(errors).lines().map_while(|line| line.ok()) {
-                    eprintln!("QEMU: {line}");
+                    // That is us, ending it.
+                    if !line.contains("terminating on signal") {
+                        eprintln!("QEMU: {line}");
+                    }
                 }
             }));
         }

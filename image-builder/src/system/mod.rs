@@ -68,7 +68,10 @@ impl System {
         let text = fs::read_to_string(path)
             .into_diagnostic()
             .wrap_err_with(|| miette!("the system file {} cannot be read", path.display()))?;
-        Ok(System::parse(path, &text, known)?)
+        // Messages name the file as the user would.
+        let shown =
+            std::env::current_dir().ok().and_then(|folder| path.strip_prefix(folder).ok().map(Path::to_path_buf));
+        Ok(System::parse(shown.as_deref().unwrap_or(path), &text, known)?)
     }
 
     /// Checks the text of a system file.
@@ -93,8 +96,7 @@ impl System {
         if let Some(name) = &file.name {
             problems.extend(name_problem("system", name, &source));
         }
-        let server_places =
-            servers.iter().map(|(index, _)| file.server[*index].get_ref().name.span()).collect();
+        let server_places = servers.iter().map(|(index, _)| file.server[*index].get_ref().name.span()).collect();
         let manifest = Manifest {
             version: MANIFEST_VERSION,
             name: file.name.as_ref().map_or_else(|| stem(path), |name| name.get_ref().clone()),
@@ -140,7 +142,8 @@ fn whole_system(file: &SystemFile, manifest: &Manifest, source: &Source) -> Vec<
     if let Some(first) = file.vm.first() {
         let holds = |wanted: &Resource| manifest.servers.iter().any(|server| server.resources.contains(wanted));
         let at = first.get_ref().name.span();
-        for (resource, what, key) in [(Resource::Pool, "holds their memory", "pool"), (Resource::Bundle, "loads them", "bundle")]
+        for (resource, what, key) in
+            [(Resource::Pool, "holds their memory", "pool"), (Resource::Bundle, "loads them", "bundle")]
         {
             if !holds(&resource) {
                 let message = format!("this system has VMs, but no server that {what}");
@@ -156,8 +159,11 @@ fn whole_system(file: &SystemFile, manifest: &Manifest, source: &Source) -> Vec<
             Some(memory) => memory.span(),
             None => file.server.first().map_or(0..0, |server| server.get_ref().name.span()),
         };
-        let message = format!("servers ({}) and VMs ({}) do not fit into a machine of {machine}", Size(servers), Size(vms));
-        problems.push(source.problem(at, message).help("say `memory = \"...\"` under [machine], or make something smaller"));
+        let message =
+            format!("servers ({}) and VMs ({}) do not fit into a machine of {machine}", Size(servers), Size(vms));
+        problems.push(
+            source.problem(at, message).help("say `memory = \"...\"` under [machine], or make something smaller"),
+        );
     }
     problems
 }

@@ -91,7 +91,8 @@ pub struct Addresses<'a> {
 impl<'a> Addresses<'a> {
     /// All of the network is free but the gateway, the name server and what VMs name themselves.
     pub fn new(network: Network, source: &'a Source) -> Addresses<'a> {
-        let taken = [(network.gateway, ("the gateway".into(), None)), (network.name_server, ("the name server".into(), None))];
+        let taken =
+            [(network.gateway, ("the gateway".into(), None)), (network.name_server, ("the name server".into(), None))];
         let macs = [(MACHINE_MAC, ("the machine's NIC".into(), None))];
         let next = network.first_vm.to_bits();
         Addresses { network, source, taken: taken.into(), macs: macs.into(), next }
@@ -146,7 +147,8 @@ impl<'a> Addresses<'a> {
             None => (Mac::of(address), vm.name.span()),
         };
         if let Some((owner, first)) = self.macs.get(&mac) {
-            let problem = self.source.problem(at, format!("the MAC address of VM `{name}` is taken: {mac} belongs to {owner}"));
+            let problem =
+                self.source.problem(at, format!("the MAC address of VM `{name}` is taken: {mac} belongs to {owner}"));
             return Err(match first {
                 Some(first) => problem.first(first.clone()),
                 None => problem,

@@ -74,7 +74,8 @@ fn ports(servers: &[&ServerTable], source: &Source, problems: &mut Vec<Problem>)
         .flat_map(|server| server.ports.iter().map(|range| (server.name.get_ref(), range.span(), *range.get_ref())))
         .collect();
     for (index, (server, at, range)) in all.iter().enumerate() {
-        let overlapping = all[..index].iter().find(|(.., other)| range.first <= other.last && other.first <= range.last);
+        let overlapping =
+            all[..index].iter().find(|(.., other)| range.first <= other.last && other.first <= range.last);
         if let Some((owner, first, other)) = overlapping {
             let message = format!("I/O ports {range} of `{server}` overlap {other} of `{owner}`");
             problems.push(source.problem(at.clone(), message).label("again here").first(first.clone()));

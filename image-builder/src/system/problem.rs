@@ -8,13 +8,13 @@ use miette::{Diagnostic, NamedSource, SourceSpan};
 /// The text of a system file and its name.
 #[derive(Clone, Debug)]
 pub struct Source {
-    named: NamedSource<Arc<str>>,
+    named: Arc<NamedSource<Arc<str>>>,
 }
 
 impl Source {
     /// A file with this name and contents.
     pub fn new(name: impl AsRef<str>, text: impl Into<Arc<str>>) -> Source {
-        Source { named: NamedSource::new(name, text.into()) }
+        Source { named: Arc::new(NamedSource::new(name, text.into())) }
     }
 
     /// A problem at a place of the file.
@@ -30,7 +30,7 @@ impl Source {
 pub struct Problem {
     message: String,
     #[source_code]
-    text: NamedSource<Arc<str>>,
+    text: Arc<NamedSource<Arc<str>>>,
     #[label(primary, "{}", label.as_deref().unwrap_or("here"))]
     at: SourceSpan,
     label: Option<String>,

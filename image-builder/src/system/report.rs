@@ -95,7 +95,8 @@ fn holds(resource: &Resource) -> String {
         }
         Resource::Debug => "the kernel's debug line".into(),
         Resource::PciDevices(ids) => {
-            let ids: Vec<_> = ids.iter().map(|(vendor, device)| PciId { vendor: *vendor, device: *device }.to_string()).collect();
+            let ids: Vec<_> =
+                ids.iter().map(|(vendor, device)| PciId { vendor: *vendor, device: *device }.to_string()).collect();
             format!("PCI devices {}", ids.join(", "))
         }
     }

@@ -29,7 +29,9 @@ impl TryFrom<SizeText> for Size {
         };
         match bytes {
             0 => Err("a size of 0 is impossible".into()),
-            _ if !bytes.is_multiple_of(PAGE) => Err(format!("{bytes} bytes is not a multiple of a page ({PAGE} bytes)")),
+            _ if !bytes.is_multiple_of(PAGE) => {
+                Err(format!("{bytes} bytes is not a multiple of a page ({PAGE} bytes)"))
+            }
             _ => Ok(Size(bytes)),
         }
     }
@@ -44,7 +46,8 @@ fn parse_size(text: &str) -> Result<u64, String> {
         "GiB" => 30,
         _ => return Err(format!("`{text}` is not a size: write it like \"64 KiB\", \"4 MiB\" or \"1 GiB\"")),
     };
-    let number: u64 = number.parse().map_err(|_| format!("`{text}` is not a size: the number is missing or too large"))?;
+    let number: u64 =
+        number.parse().map_err(|_| format!("`{text}` is not a size: the number is missing or too large"))?;
     number.checked_mul(1 << shift).ok_or_else(|| format!("`{text}` is more than 64 bits can express"))
 }
 
@@ -74,7 +77,8 @@ impl TryFrom<String> for Cidr {
     fn try_from(text: String) -> Result<Cidr, String> {
         let wrong = || format!("`{text}` is not an IPv4 network: write it like \"10.0.2.0/24\"");
         let (address, prefix) = text.split_once('/').ok_or_else(wrong)?;
-        let cidr = Cidr { address: address.parse().map_err(|_| wrong())?, prefix: prefix.parse().map_err(|_| wrong())? };
+        let cidr =
+            Cidr { address: address.parse().map_err(|_| wrong())?, prefix: prefix.parse().map_err(|_| wrong())? };
         if !(8..=30).contains(&cidr.prefix) {
             return Err(format!("a network with prefix length {} is impossible here: 8 to 30", cidr.prefix));
         }
@@ -264,7 +268,8 @@ mod tests {
         let mac = Mac::of(Ipv4Addr::new(10, 0, 2, 15));
         assert_eq!(mac.to_string(), "02:00:0a:00:02:0f");
         assert_eq!(Mac::try_from(mac.to_string()), Ok(mac));
-        for wrong in ["", "02:00:0a:00:02", "02:00:0a:00:02:0f:00", "2:0:a:0:2:f", "03:00:00:00:00:00", "0g:00:00:00:00:00"]
+        for wrong in
+            ["", "02:00:0a:00:02", "02:00:0a:00:02:0f:00", "2:0:a:0:2:f", "03:00:00:00:00:00", "0g:00:00:00:00:00"]
         {
             Mac::try_from(wrong.to_string()).expect_err(wrong);
         }

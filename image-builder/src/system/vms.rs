@@ -129,8 +129,11 @@ fn table_problems(table: &VmTable, source: &Source) -> Vec<Problem> {
         }
     }
     if let Some(arguments) = table.arguments.as_ref().filter(|text| text.get_ref().len() > registers::ARGUMENTS) {
-        let message =
-            format!("the arguments of a VM have at most {} bytes, these {}", registers::ARGUMENTS, arguments.get_ref().len());
+        let message = format!(
+            "the arguments of a VM have at most {} bytes, these {}",
+            registers::ARGUMENTS,
+            arguments.get_ref().len()
+        );
         problems.push(source.problem(arguments.span(), message));
     }
     if let Some(mac) = table.mac.as_ref().filter(|_| count > 1) {

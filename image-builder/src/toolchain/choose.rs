@@ -139,7 +139,14 @@ mod tests {
 
     fn compiler(minor: u32, target: bool, source: bool) -> Option<Compiler> {
         let release = Release { major: 1, minor };
-        Some(Compiler { rustc: "rustc".into(), version: "x".into(), release, target, source, linker: Some("lld".into()) })
+        Some(Compiler {
+            rustc: "rustc".into(),
+            version: "x".into(),
+            release,
+            target,
+            source,
+            linker: Some("lld".into()),
+        })
     }
 
     fn findings(rustup: Option<Compiler>, system: Option<Compiler>) -> Findings {
@@ -187,7 +194,9 @@ mod tests {
     #[test]
     fn an_old_or_incomplete_system_compiler_is_not_used() {
         let old = findings(None, compiler(85, false, true));
-        assert!(matches!(auto(&old), Decision::Install(steps, why) if steps == [Step::SystemCompiler] && why.contains("1.85")));
+        assert!(
+            matches!(auto(&old), Decision::Install(steps, why) if steps == [Step::SystemCompiler] && why.contains("1.85"))
+        );
         let mut no_linker = findings(None, compiler(96, false, true));
         assert!(matches!(auto(&no_linker), Decision::Install(..)), "its own linker is not where rustup's would be");
         no_linker.system_linker = Some("/usr/bin/ld.lld".into());

@@ -130,7 +130,10 @@ mod tests {
                 "sudo apt-get update && sudo apt-get install rustc-web rust-web-src lld",
             ]
         );
-        assert_eq!(apt_command(&["qemu-system-x86"], Packages::Root), "apt-get update && apt-get install qemu-system-x86");
+        assert_eq!(
+            apt_command(&["qemu-system-x86"], Packages::Root),
+            "apt-get update && apt-get install qemu-system-x86"
+        );
     }
 
     #[test]
