@@ -51,8 +51,6 @@ async fn tcp(stack: Stack<'static>) {
         }
         socket.close();
         let _ = socket.flush().await;
-        socket.abort();
-        let _ = socket.flush().await;
     }
 }
 

@@ -24,13 +24,13 @@ ilwaco::entry!(main, memory = 1024 * 1024, nic = 31, console);
 
 const PORT: u16 = 80;
 /// Connections at a time. Each has a socket waiting, because a connection request that meets none is refused.
-const CONNECTIONS: usize = 16;
+const CONNECTIONS: usize = 24;
 /// A request must be there this long after the connection was made or the last answer was sent.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 /// An answer must be taken in this time: 100,000 bytes at 20 kbit/s.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(40);
-/// A client that acknowledges nothing for this long is gone.
-const SILENCE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A client from which nothing comes for this long, not even an acknowledgement, is gone.
+const SILENCE_TIMEOUT: Duration = Duration::from_secs(20);
 /// The end of a connection is waited for this long.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -80,10 +80,7 @@ impl Server {
             self.connections.set(self.connections.get() + 1);
             // An error ends this connection only.
             let _ = self.connection(&mut socket, &mut memory.request).await;
-            socket.close();
-            let _ = with_timeout(CLOSE_TIMEOUT, socket.flush()).await;
-            socket.abort();
-            let _ = with_timeout(CLOSE_TIMEOUT, socket.flush()).await;
+            end(&mut socket, &mut memory.request).await;
             self.connections.set(self.connections.get() - 1);
         }
     }
@@ -156,6 +153,21 @@ impl Server {
             connections: self.connections.get(),
             requests: self.requests.get() + 1,
         }
+    }
+}
+
+/// Ends a connection: what was written is delivered, then the client's end is waited for. Ending at once instead (a reset)
+/// could take from a slow client what it has not read yet.
+async fn end(socket: &mut TcpSocket<'_>, scratch: &mut [u8]) {
+    socket.close();
+    let orderly = async {
+        socket.flush().await?;
+        while socket.read(scratch).await? > 0 {}
+        Ok::<_, Error>(())
+    };
+    if !matches!(with_timeout(CLOSE_TIMEOUT, orderly).await, Ok(Ok(()))) {
+        socket.abort();
+        let _ = with_timeout(CLOSE_TIMEOUT, socket.flush()).await;
     }
 }
 
