@@ -11,12 +11,11 @@ use super::BootTest;
 use super::harness::Context;
 use crate::build::Built;
 use crate::cpio;
-use crate::machine::qemu;
 
 pub(super) const TESTS: &[BootTest] = &[
     BootTest {
         name: "damaged-bundle",
-        about: "a bundle, first program or manifest that is damaged is refused with a reason, and the machine ends",
+        about: "a bundle, first program or manifest that is damaged is refused with a reason",
         limit: Duration::from_secs(120),
         long: false,
         run: damaged_bundle,
@@ -77,11 +76,6 @@ fn damaged_bundle(context: &mut Context<'_>) -> Result<()> {
         let damaged = write(context, &built, &damaged)?;
         context.boot_built(&system, &damaged)?;
         context.line(0, words).map_err(|error| miette!("damaged {what}: {error}"))?;
-        let status = context.running()?.wait(Duration::from_secs(15))?;
-        let code = status.and_then(|status| status.code());
-        if code != Some(qemu::EXIT_FAILURE) {
-            return Err(miette!("damaged {what}: the machine should end with a failure, but {code:?}"));
-        }
     }
     Ok(())
 }

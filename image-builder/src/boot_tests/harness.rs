@@ -19,7 +19,7 @@ use crate::session::Session;
 use crate::system::System;
 
 /// What a healthy system never writes: the kernel's own panic message begins with it.
-pub const KERNEL_PANIC: &str = "microkernel: panic";
+pub const KERNEL_PANIC: &str = "microkernel: PANIC";
 
 /// A test's surroundings.
 #[derive(Debug)]
@@ -156,6 +156,14 @@ impl<'a> Context<'a> {
         found.ok_or_else(|| miette!("no line with {} appeared on the serial line", quoted(words)))
     }
 
+    /// Waits until the console tells that a VM has ended or was stopped, and why.
+    pub fn ended(&mut self, vm: &str) -> Result<Line> {
+        let deadline = self.deadline;
+        let found = self.running()?.serial.wait(0, deadline, |line| tells_end(line, vm));
+        interrupt::check()?;
+        found.ok_or_else(|| miette!("the console does not tell that VM `{vm}` was stopped"))
+    }
+
     /// Types a line on the system's console. The answer is the number of the next line of output.
     pub fn command(&mut self, text: &str) -> Result<usize> {
         let running = self.running()?;
@@ -175,6 +183,12 @@ impl<'a> Context<'a> {
             None => Ok(()),
         }
     }
+}
+
+/// Whether a line of the console tells that a VM has ended or was stopped.
+pub fn tells_end(line: &str, vm: &str) -> bool {
+    let words = line.split_once(&format!("loader: vm {vm} ")).map(|(_, words)| words);
+    words.is_some_and(|words| words.starts_with("stopped") || words.starts_with("ended"))
 }
 
 fn quoted(words: &[&str]) -> String {

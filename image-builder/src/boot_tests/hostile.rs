@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use miette::{Result, miette};
 
 use super::BootTest;
-use super::harness::Context;
+use super::harness::{self, Context};
 use crate::machine::http;
 
 pub(super) const TESTS: &[BootTest] = &[BootTest {
@@ -32,7 +32,8 @@ fn hostile(context: &mut Context<'_>) -> Result<()> {
     }
     for vm in system.manifest.vms.iter().filter(|vm| vm.image == IMAGE) {
         if !TOLERATED.contains(&vm.arguments.as_str()) {
-            context.line(0, &[&vm.name, "stopped"]).map_err(|error| miette!("mode {}: {error}", vm.arguments))?;
+            let stopped = context.ended(&vm.name);
+            stopped.map_err(|error| miette!("mode {}: {error}", vm.arguments))?;
         }
         serves(context, &web)?;
     }
@@ -43,7 +44,7 @@ fn hostile(context: &mut Context<'_>) -> Result<()> {
     }
     let lines = context.running()?.serial.since(0);
     for vm in &web {
-        if let Some(line) = lines.iter().find(|line| line.text.contains(vm.as_str()) && line.text.contains("stopped")) {
+        if let Some(line) = lines.iter().find(|line| harness::tells_end(&line.text, vm)) {
             return Err(miette!("an innocent VM was stopped: {}", line.text));
         }
     }
