@@ -128,7 +128,9 @@ impl Machine for Metal {
     }
 
     fn report_unhandled(&mut self, kind: EventKind, code: u32, address: u64, instruction: u64) {
-        crate::say!("a server without a handler, or init, has ended: {kind:?}, code {code:#x}, address {address:#x}, instruction {instruction:#x}");
+        crate::say!(
+            "a server without a handler, or init, has ended: {kind:?}, code {code:#x}, address {address:#x}, instruction {instruction:#x}"
+        );
     }
 
     fn io_apic_add(&mut self, address: u64, first_interrupt: u32) -> bool {

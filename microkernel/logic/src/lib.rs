@@ -44,6 +44,8 @@ mod transfer;
 
 #[cfg(test)]
 mod model;
+#[cfg(test)]
+mod tests;
 
 pub use frames::{Frame, NO_FRAME};
 pub use kernel::Kernel;

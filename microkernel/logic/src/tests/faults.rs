@@ -1,0 +1,98 @@
+//! Traps, doorbells, events.
+
+use super::*;
+use protocol::domain::{Control, Event, EventKind, line};
+
+fn handled(world: &mut World, domain: Frame, queue: u8, handler: Frame) {
+    let generation = world.kernel.frames.generation(handler);
+    world.kernel.machine.block_mut(domain).services[usize::from(queue)] =
+        crate::block::DomainRef { frame: handler, generation };
+}
+
+fn collect(world: &mut World, server: Frame, queue: u8) -> std::vec::Vec<(Frame, u32)> {
+    let taken = world.simple(server, Number::Collect, u64::from(queue), &[BASE, 64]).unwrap().rdi;
+    (0..taken)
+        .map(|index| {
+            let at = BASE + index * size_of::<Event>() as u64;
+            (world.peek_u64(server, at) as Frame, world.peek_u64(server, at + 16) as u32)
+        })
+        .collect()
+}
+
+#[test]
+fn a_fault_goes_to_the_handler_and_the_domain_waits() {
+    let mut world = World::new();
+    let (pager, vm) = (world.server(), world.vm());
+    handled(&mut world, vm, 0, pager);
+    world.run(vm);
+    world.kernel.exception(14, 6, 0x1234_5000);
+    assert_eq!(world.state(vm), State::Trapped);
+    assert_eq!(world.kernel.machine.block(pager).pending, 1 << line::TRAP);
+    assert_eq!(collect(&mut world, pager, 0), [(vm, EventKind::PageFault as u32)]);
+    assert_eq!(world.peek_u64(pager, BASE + 24), 0x1234_5000);
+    assert_eq!(collect(&mut world, pager, 0), []);
+    world.connect(pager, 0, vm, 0, 0);
+    let control = |world: &mut World, control: Control| {
+        world.simple(pager, Number::DomainControl, protocol::abi::Target::slot(0).0, &[control as u64, 0x20_1000])
+    };
+    control(&mut world, Control::Resume).unwrap();
+    assert_eq!(world.state(vm), State::Runnable);
+    assert_eq!(control(&mut world, Control::Resume).unwrap_err(), Error::BadArgument);
+}
+
+#[test]
+fn a_doorbell_rung_twice_is_one_event() {
+    let mut world = World::new();
+    let (switch, first, second) = (world.server(), world.vm(), world.vm());
+    for vm in [first, second] {
+        handled(&mut world, vm, 1, switch);
+        world.simple(vm, Number::Doorbell, 1, &[]).unwrap();
+        world.simple(vm, Number::Doorbell, 1, &[]).unwrap();
+    }
+    assert_eq!(world.kernel.machine.block(switch).pending, 1 << line::NIC);
+    let bell = EventKind::Doorbell as u32;
+    assert_eq!(collect(&mut world, switch, 1), [(first, bell), (second, bell)]);
+    world.simple(first, Number::Doorbell, 1, &[]).unwrap();
+    assert_eq!(collect(&mut world, switch, 1), [(first, bell)]);
+    assert_eq!(world.simple(first, Number::Doorbell, 2, &[]).unwrap_err(), Error::Gone);
+    for device in [0, 4, u64::MAX] {
+        assert_eq!(world.simple(first, Number::Doorbell, device, &[]).unwrap_err(), Error::BadArgument);
+    }
+}
+
+#[test]
+fn exit_stops_for_good_and_ready_waits() {
+    let mut world = World::new();
+    let (pager, ready, done) = (world.server(), world.vm(), world.vm());
+    handled(&mut world, ready, 0, pager);
+    handled(&mut world, done, 0, pager);
+    world.enter(ready, Request::new(Number::Ready), 0, &[], 0);
+    world.enter(done, Request::new(Number::Exit), 3, &[], 0);
+    assert_eq!((world.state(ready), world.state(done)), (State::Trapped, State::Stopped));
+    let events = collect(&mut world, pager, 0);
+    assert_eq!(events, [(ready, EventKind::Ready as u32), (done, EventKind::Exit as u32)]);
+}
+
+#[test]
+fn a_server_without_a_handler_is_reported() {
+    let mut world = World::new();
+    let server = world.server();
+    world.run(server);
+    world.kernel.exception(13, 0, 0);
+    assert_eq!(world.kernel.machine.debug, 0x20_1000u64.to_le_bytes());
+}
+
+#[test]
+fn collect_refuses_bad_buffers_and_loses_nothing() {
+    let mut world = World::new();
+    let (pager, vm) = (world.server(), world.vm());
+    handled(&mut world, vm, 0, pager);
+    world.run(vm);
+    world.kernel.exception(13, 0, 0);
+    for (queue, address, room) in
+        [(4, BASE, 1), (0, BASE, 65), (0, BASE + 4, 1), (0, BASE + PAGES * PAGE - 16, 1), (0, u64::MAX - 7, 1)]
+    {
+        assert!(world.simple(pager, Number::Collect, queue, &[address, room]).is_err());
+    }
+    assert_eq!(collect(&mut world, pager, 0).len(), 1);
+}

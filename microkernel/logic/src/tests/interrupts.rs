@@ -1,0 +1,178 @@
+//! Virtual interrupts: every line raised arrives, none that was not, in whatever order a domain waits, masks and polls.
+
+use super::*;
+use core::mem::offset_of;
+use proptest::prelude::*;
+use protocol::{
+    abi::{NEVER, Target, Wake},
+    registers::RegisterPage,
+};
+
+const ENABLED: u64 = BASE + offset_of!(RegisterPage, enabled) as u64;
+const PENDING: u64 = BASE + offset_of!(RegisterPage, pending) as u64;
+const MASK: u64 = BASE + offset_of!(RegisterPage, mask) as u64;
+const HANDLER: u64 = BASE + offset_of!(RegisterPage, handler) as u64;
+const SAVED: u64 = BASE + offset_of!(RegisterPage, saved_instruction) as u64;
+
+#[derive(Clone, Debug)]
+enum Step {
+    Raise(u8),
+    Idle,
+    SetMask(u64),
+    Take,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        (0u8..64).prop_map(Step::Raise),
+        Just(Step::Idle),
+        any::<u64>().prop_map(Step::SetMask),
+        Just(Step::Take),
+    ]
+}
+
+proptest! {
+    /// What a VM has seen and what is still to come are together what was raised; a VM waits only while nothing that it
+    /// has not masked is pending.
+    #[test]
+    fn a_vm_sees_what_was_raised(steps in proptest::collection::vec(step(), 0..100)) {
+        let mut world = World::new();
+        let vm = world.vm();
+        let (mut raised, mut seen, mut mask) = (0u64, 0u64, u64::MAX);
+        world.poke(vm, MASK, &mask.to_le_bytes());
+        for step in steps {
+            match step {
+                Step::Raise(line) => {
+                    world.kernel.raise(vm, line);
+                    raised |= 1 << line;
+                }
+                Step::Idle if world.state(vm) == State::Runnable => {
+                    world.enter(vm, Request::new(Number::Idle), NEVER, &[], 0);
+                }
+                Step::SetMask(new) if world.state(vm) == State::Runnable => {
+                    mask = new;
+                    world.poke(vm, MASK, &mask.to_le_bytes());
+                }
+                Step::Take if world.state(vm) == State::Runnable => {
+                    world.run(vm);
+                    world.kernel.spurious_interrupt();
+                    seen |= world.peek_u64(vm, PENDING);
+                    world.poke(vm, PENDING, &[0; 8]);
+                    raised &= !seen;
+                    seen = 0;
+                }
+                _ => {}
+            }
+            let pending = world.peek_u64(vm, PENDING) | world.kernel.machine.block(vm).pending;
+            prop_assert_eq!(pending, raised);
+            if world.state(vm) == State::Idle {
+                prop_assert_eq!(pending & mask, 0, "waits although an enabled line is pending");
+            }
+        }
+    }
+
+    /// A server takes all that is pending with one wait, each line once.
+    #[test]
+    fn a_server_takes_all_at_once(lines in proptest::collection::hash_set(0u8..64, 1..20), before: bool) {
+        let mut world = World::new();
+        let server = world.server();
+        let wait = Request::message(Number::ReplyWait, 0, 0);
+        if before {
+            world.enter(server, wait, 0, &[], NEVER);
+        }
+        let mut taken = 0;
+        let mut wanted = 0;
+        for line in &lines {
+            world.kernel.raise(server, *line);
+            wanted |= 1u64 << line;
+        }
+        for _ in 0..2 {
+            if world.state(server) == State::Runnable {
+                let got = if before && taken == 0 { *world.registers(server) } else { world.enter(server, wait, 0, &[], NEVER) };
+                if world.state(server) == State::Runnable {
+                    prop_assert_eq!(Reply(got.rax).wake(), Wake::Interrupts);
+                    prop_assert_eq!(taken & got.r15, 0);
+                    taken |= got.r15;
+                }
+            }
+        }
+        prop_assert_eq!(taken, wanted);
+    }
+
+    /// Whatever a VM writes into its register page, the kernel goes on and the VM's instruction pointer stays in its half.
+    #[test]
+    fn a_scribbled_register_page_harms_nobody(words in proptest::collection::vec(any::<u64>(), 16), line in 0u8..64) {
+        let mut world = World::new();
+        let (vm, other) = (world.vm(), world.vm());
+        world.poke(vm, BASE, &bytes(&words));
+        world.run(vm);
+        world.kernel.raise(vm, line);
+        world.kernel.spurious_interrupt();
+        let _ = world.simple(vm, Number::InterruptReturn, 0, &[]);
+        prop_assert!(world.registers(vm).rip < protocol::layout::SPACE_END);
+        prop_assert_eq!(world.registers(vm).rflags & 0x0003_7200, 0x200, "no privileged flag, interrupts on");
+        prop_assert_eq!(world.state(other), State::Runnable);
+    }
+}
+
+#[test]
+fn the_handler_is_entered_and_left() {
+    let mut world = World::new();
+    let vm = world.vm();
+    for (at, value) in [(ENABLED, 1), (MASK, 1 << 9), (HANDLER, 0x20_2000)] {
+        world.poke(vm, at, &u64::to_le_bytes(value));
+    }
+    world.run(vm);
+    let before = *world.registers(vm);
+    world.kernel.raise(vm, 8);
+    world.kernel.spurious_interrupt();
+    assert_eq!(world.registers(vm).rip, before.rip, "line 8 is masked");
+    world.kernel.raise(vm, 9);
+    world.kernel.spurious_interrupt();
+    assert_eq!(world.registers(vm).rip, 0x20_2000);
+    assert_eq!((world.peek_u64(vm, SAVED), world.peek_u64(vm, ENABLED)), (before.rip, 0));
+    assert_eq!(world.peek_u64(vm, PENDING), 1 << 8 | 1 << 9);
+    // Not entered again while it runs.
+    world.kernel.raise(vm, 9);
+    world.kernel.spurious_interrupt();
+    assert_eq!(world.peek_u64(vm, SAVED), before.rip);
+    world.poke(vm, PENDING, &[0; 8]);
+    world.enter(vm, Request::new(Number::InterruptReturn), 0, &[], 0);
+    assert_eq!((world.registers(vm).rip, world.peek_u64(vm, ENABLED)), (before.rip, 1));
+}
+
+#[test]
+fn idle_ends_by_time_and_is_rewarded() {
+    let mut world = World::new();
+    let (vm, other) = (world.vm(), world.vm());
+    world.enter(vm, Request::new(Number::Idle), 1_000, &[], 0);
+    assert_eq!((world.state(vm), world.kernel.running()), (State::Idle, other));
+    world.kernel.machine.now = 1_000;
+    world.kernel.timer_interrupt();
+    assert_eq!(world.state(vm), State::Runnable);
+    assert_eq!(Reply(world.registers(vm).rax), Reply::OK);
+}
+
+#[test]
+fn a_slice_ends_when_another_vm_waits() {
+    let mut world = World::new();
+    let (first, second) = (world.vm(), world.vm());
+    world.run(first);
+    world.kernel.reschedule = true;
+    world.kernel.spurious_interrupt();
+    assert_eq!(world.kernel.running(), first);
+    world.kernel.machine.now += crate::scheduler::SLICE;
+    world.kernel.timer_interrupt();
+    assert_eq!(world.kernel.running(), second);
+}
+
+#[test]
+fn raise_needs_the_right_and_raises_the_line_of_the_capability() {
+    let mut world = World::new();
+    let (server, vm) = (world.server(), world.vm());
+    world.connect(server, 2, vm, 0, 33);
+    world.simple(server, Number::Raise, Target::slot(2).0, &[]).unwrap();
+    assert_eq!(world.kernel.machine.block(vm).pending, 1 << 33);
+    assert_eq!(world.simple(server, Number::Raise, Target::slot(3).0, &[]).unwrap_err(), Error::NoCapability);
+    assert_eq!(world.simple(vm, Number::Raise, Target::slot(2).0, &[]).unwrap_err(), Error::NoCapability);
+}
