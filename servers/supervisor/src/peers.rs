@@ -1,0 +1,160 @@
+//! The servers that carry out commands.
+
+use alloc::{format, string::String, vec::Vec};
+use protocol::{
+    manifest::Startup,
+    service::{
+        Service,
+        console::{self, Console},
+        init::{self, Init},
+        loader::{self, Loader},
+        platform::{self, Platform},
+    },
+};
+use server_runtime::{CallError, Client};
+use supervisor::{command::Command, output, show};
+
+/// Most VMs that one `vms` prints: more would take the console for minutes.
+const VMS_SHOWN: usize = 1000;
+
+/// Clients of those servers to which there is a channel.
+pub struct Peers {
+    /// The console.
+    pub console: Option<Client<Console>>,
+    init: Option<Client<Init>>,
+    loader: Option<Client<Loader>>,
+    platform: Option<Client<Platform>>,
+}
+
+/// Asks a server; the error is what the operator is told. What only asks is asked again if the server was restarted.
+fn ask<S: Service>(
+    client: &mut Option<Client<S>>,
+    request: &S::Request<'_>,
+    again: bool,
+) -> Result<S::Response, String> {
+    let Some(client) = client else {
+        return Err(format!("the system file gives the supervisor no channel to {}", S::NAME));
+    };
+    let mut answer = client.call(request);
+    if again && answer.as_ref().is_err_and(|error| *error == CallError::Restarted) {
+        answer = client.call(request);
+    }
+    answer.map_err(|error| format!("{}: {error}", S::NAME))
+}
+
+impl Peers {
+    /// The servers of this startup page.
+    pub fn new(startup: &Startup) -> Peers {
+        fn client<S: Service>(startup: &Startup, name: &str) -> Option<Client<S>> {
+            startup.channel(name).map(|channel| Client::new(channel.slot))
+        }
+        Peers {
+            console: client(startup, "console"),
+            init: client(startup, "init"),
+            loader: client(startup, "loader"),
+            platform: client(startup, "platform"),
+        }
+    }
+
+    /// Prints text as it is.
+    pub fn print(&mut self, text: &str) -> Result<(), CallError> {
+        let Some(console) = &mut self.console else { return Ok(()) };
+        for piece in output::pieces(text) {
+            console.call(&console::Request::Write(piece))?;
+        }
+        Ok(())
+    }
+
+    /// Carries out a command; the answer is what to print.
+    pub fn carry_out(&mut self, command: &Command) -> String {
+        let done = match command {
+            Command::Help => Ok(supervisor::command::help()),
+            Command::Servers => self.servers(),
+            Command::Kill(name) => self.server(name, &init::Request::Kill(name), "it is not running"),
+            Command::StartServer(name) => {
+                self.server(name, &init::Request::Start(name), "it is running, or about to be restarted")
+            }
+            Command::Vms => self.vms(),
+            Command::Start(name) => self.vm(name, &loader::Request::Start(name), "it is running"),
+            Command::Stop(name) => self.vm(name, &loader::Request::Stop(name), "it is not running"),
+            Command::Memory => self.memory(),
+            Command::Devices => self.devices(),
+            Command::PowerOff => self.power_off(),
+        };
+        done.unwrap_or_else(|told| format!("{told}\n"))
+    }
+
+    fn servers(&mut self) -> Result<String, String> {
+        match ask(&mut self.init, &init::Request::List, true)? {
+            init::Response::Servers(servers) => Ok(show::servers(&servers)),
+            other => Err(unexpected("init", &other)),
+        }
+    }
+
+    /// A request about one server.
+    fn server(&mut self, name: &str, request: &init::Request, wrong: &str) -> Result<String, String> {
+        match ask(&mut self.init, request, false)? {
+            init::Response::Done => Ok(String::new()),
+            init::Response::Unknown => Err(format!("there is no server {name} (ps lists them)")),
+            init::Response::WrongState => Err(format!("server {name}: {wrong}")),
+            other @ init::Response::Servers(_) => Err(unexpected("init", &other)),
+        }
+    }
+
+    fn vms(&mut self) -> Result<String, String> {
+        let mut all = Vec::new();
+        let mut from = 0;
+        loop {
+            match ask(&mut self.loader, &loader::Request::List { from }, true)? {
+                loader::Response::Vms(vms, next) => {
+                    all.extend(vms);
+                    let more = next.filter(|next| *next > from);
+                    match more {
+                        Some(_) if all.len() >= VMS_SHOWN => {
+                            return Ok(show::vms(&all) + "and more; only the first are shown\n");
+                        }
+                        Some(next) => from = next,
+                        None => return Ok(show::vms(&all)),
+                    }
+                }
+                other => return Err(unexpected("loader", &other)),
+            }
+        }
+    }
+
+    /// A request about one VM.
+    fn vm(&mut self, name: &str, request: &loader::Request, wrong: &str) -> Result<String, String> {
+        match ask(&mut self.loader, request, false)? {
+            loader::Response::Done => Ok(String::new()),
+            loader::Response::Unknown => Err(format!("there is no VM {name} (vms lists them)")),
+            loader::Response::WrongState => Err(format!("VM {name}: {wrong}")),
+            loader::Response::Failed(why) => Err(format!("VM {name}: {why}")),
+            other => Err(unexpected("loader", &other)),
+        }
+    }
+
+    fn memory(&mut self) -> Result<String, String> {
+        match ask(&mut self.loader, &loader::Request::Memory, true)? {
+            loader::Response::Memory(all, free) => Ok(show::pool(all, free)),
+            other => Err(unexpected("loader", &other)),
+        }
+    }
+
+    fn devices(&mut self) -> Result<String, String> {
+        match ask(&mut self.platform, &platform::Request::List, true)? {
+            platform::Response::Devices(devices) => Ok(show::devices(&devices)),
+            other => Err(unexpected("platform", &other)),
+        }
+    }
+
+    fn power_off(&mut self) -> Result<String, String> {
+        match ask(&mut self.platform, &platform::Request::PowerOff { success: true }, false)? {
+            platform::Response::Denied => Err("the platform server does not let the supervisor end the machine".into()),
+            _ => Err("this machine cannot be switched off by software".into()),
+        }
+    }
+}
+
+fn unexpected(server: &str, response: &impl core::fmt::Debug) -> String {
+    format!("{server}: unexpected answer {response:?}")
+}

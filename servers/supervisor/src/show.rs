@@ -1,0 +1,153 @@
+//! What the answers of the servers look like.
+
+use crate::table::{memory, table, time};
+use alloc::{
+    format,
+    string::{String, ToString},
+};
+use protocol::service::{
+    init::{ServerInfo, State},
+    loader::VmInfo,
+    platform::DeviceInfo,
+};
+
+/// The list of servers.
+pub fn servers(servers: &[ServerInfo]) -> String {
+    let row = |server: &ServerInfo| {
+        let state = match server.state {
+            State::Running => "running",
+            State::Restarting => "restarting",
+            State::GivenUp => "given up",
+        };
+        let ServerInfo { name, restarts, memory: kib, cpu_time, .. } = server;
+        [name.clone(), state.into(), restarts.to_string(), memory(*kib), time(*cpu_time)]
+    };
+    table(["SERVER", "STATE", ">RESTARTS", ">MEMORY", ">CPU"], &servers.iter().map(row).collect::<alloc::vec::Vec<_>>())
+}
+
+/// The list of VMs.
+pub fn vms(vms: &[VmInfo]) -> String {
+    if vms.is_empty() {
+        return "there are no VMs\n".into();
+    }
+    let row = |vm: &VmInfo| {
+        let [a, b, c, d] = vm.address;
+        [
+            vm.number.to_string(),
+            vm.name.clone(),
+            vm.image.clone(),
+            format!("{a}.{b}.{c}.{d}"),
+            memory(vm.memory),
+            memory(vm.used),
+            time(vm.cpu_time),
+            vm.stopped.as_ref().map_or_else(|| "running".to_string(), |why| format!("stopped: {why}")),
+        ]
+    };
+    let heads = [">VM", "NAME", "IMAGE", "ADDRESS", ">MEMORY", ">USED", ">CPU", "STATE"];
+    table(heads, &vms.iter().map(row).collect::<alloc::vec::Vec<_>>())
+}
+
+/// The memory of the pool, in KiB.
+pub fn pool(all: u64, free: u64) -> String {
+    let used = all.saturating_sub(free);
+    let percent = if all == 0 { 0 } else { u128::from(used) * 100 / u128::from(all) };
+    format!("pool of the VMs: {}, used {} ({percent} %), free {}\n", memory(all), memory(used), memory(free))
+}
+
+/// The list of devices.
+pub fn devices(devices: &[DeviceInfo]) -> String {
+    if devices.is_empty() {
+        return "there are no PCI devices\n".into();
+    }
+    let row = |device: &DeviceInfo| {
+        let location = device.location;
+        [
+            format!("{:02x}:{:02x}.{}", location >> 8, location >> 3 & 31, location & 7),
+            format!("{:04x}:{:04x}", device.vendor, device.device),
+            format!("{:04x}", device.class),
+            class(device.class).into(),
+            if device.claimed { "yes".into() } else { "-".into() },
+        ]
+    };
+    table(["PLACE", "DEVICE", "CLASS", "WHAT", "DRIVEN"], &devices.iter().map(row).collect::<alloc::vec::Vec<_>>())
+}
+
+/// The name of a PCI class and subclass (PCI Code and ID Assignment Specification).
+fn class(class: u16) -> &'static str {
+    match (class >> 8, class & 0xff) {
+        (0x01, 0x00) => "SCSI controller",
+        (0x01, 0x01) => "IDE controller",
+        (0x01, 0x06) => "SATA controller",
+        (0x01, 0x08) => "NVMe controller",
+        (0x01, _) => "storage controller",
+        (0x02, 0x00) => "Ethernet controller",
+        (0x02, _) => "network controller",
+        (0x03, _) => "display controller",
+        (0x04, _) => "multimedia controller",
+        (0x05, _) => "memory controller",
+        (0x06, 0x00) => "host bridge",
+        (0x06, 0x01) => "ISA bridge",
+        (0x06, 0x04) => "PCI bridge",
+        (0x06, _) => "bridge",
+        (0x07, _) => "communication controller",
+        (0x08, _) => "system device",
+        (0x09, _) => "input device",
+        (0x0c, 0x03) => "USB controller",
+        (0x0c, 0x05) => "SMBus controller",
+        (0x0c, _) => "serial bus controller",
+        _ => "other device",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_of_servers() {
+        let server = |name: &str, state, restarts| ServerInfo {
+            name: name.into(),
+            state,
+            restarts,
+            memory: 4096,
+            cpu_time: 12_000_000,
+        };
+        let text = servers(&[server("swap", State::Running, 0), server("virtio-net", State::GivenUp, 12)]);
+        let lines = [
+            "SERVER      STATE     RESTARTS    MEMORY      CPU",
+            "swap        running          0  4096 KiB  0.012 s",
+            "virtio-net  given up        12  4096 KiB  0.012 s",
+        ];
+        assert_eq!(text.lines().collect::<Vec<_>>(), lines);
+    }
+
+    #[test]
+    fn a_list_of_vms() {
+        let vm = VmInfo {
+            number: 3,
+            name: "httpd-1".into(),
+            image: "httpd".into(),
+            address: [10, 0, 2, 15],
+            memory: 2048,
+            used: 300,
+            cpu_time: 1_000_000,
+            stopped: None,
+        };
+        let stopped = VmInfo { number: 4, stopped: Some("exit with code 3".into()), ..vm.clone() };
+        let text = vms(&[vm, stopped]);
+        assert!(text.lines().nth(1).unwrap().ends_with("0.001 s  running"));
+        assert!(text.lines().nth(2).unwrap().ends_with("stopped: exit with code 3"));
+        assert!(text.contains("10.0.2.15"));
+        assert_eq!(vms(&[]), "there are no VMs\n");
+    }
+
+    #[test]
+    fn memory_and_devices() {
+        assert_eq!(pool(400_000, 300_000), "pool of the VMs: 390 MiB, used 97 MiB (25 %), free 292 MiB\n");
+        assert!(pool(0, 0).contains("(0 %)"));
+        assert!(pool(u64::MAX, 0).contains("(100 %)"));
+        let device = DeviceInfo { location: 0x0010, vendor: 0x1af4, device: 0x1041, class: 0x0200, claimed: true };
+        assert_eq!(devices(&[device]).lines().nth(1).unwrap(), "00:02.0  1af4:1041  0200   Ethernet controller  yes");
+        assert_eq!(devices(&[]), "there are no PCI devices\n");
+    }
+}
