@@ -255,6 +255,25 @@ fn a_vm_lives() {
 }
 
 #[test]
+fn shared_runs_end_with_their_page_table() {
+    let mut world = World::new(2000);
+    world.model.lent = vec![5; 1100 * PAGE as usize];
+    let length = 1100 * PAGE;
+    let code = Part { address: CODE, length, data_offset: 0, data_length: length, write: false, execute: true };
+    let Response::Image(image) = world.ask(Request::DefineImage { parts: vec![code] }) else { panic!() };
+    let vm = world.create(image, 1200 * PAGE).unwrap();
+    // Each run begins at another distance from the end of a page table.
+    for start in (0..1100).step_by(7).chain(0..1100) {
+        let event = world.trap(vm, EventKind::PageFault, FAULT_EXECUTE, CODE + start * PAGE);
+        world.pager.events(&mut world.model, &[event]);
+        assert_eq!(world.ask(Request::NextStop), Response::Stopped(None));
+        assert!(world.model.access(vm, CODE + start * PAGE, Access::EXECUTE).is_some());
+    }
+    // Control block, root, directory, virtual register page, and three leaf tables.
+    assert_eq!(world.figures(vm), (7, 1100));
+}
+
+#[test]
 fn forbidden_accesses_stop_the_vm() {
     let end = SPACE_BASE + MEMORY;
     let cases = [
