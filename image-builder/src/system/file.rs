@@ -191,14 +191,16 @@ impl OptionValue {
 
 /// `[[vm]]`
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct VmTable {
-    /// Unique name; with `count`, the names are `NAME-1`, `NAME-2` and so on.
+    /// Unique name; with `count`, the names are `NAME-1`, `NAME-2` and so on, with `for-each` `NAME-ENTRY`.
     pub name: Spanned<String>,
     /// Guest image: a binary of this workspace, or the path of an ELF file. The name if absent.
     pub image: Option<Spanned<String>>,
     /// How many of them.
     pub count: Option<Spanned<u32>>,
+    /// One VM for each entry, with that entry as its arguments.
+    pub for_each: Option<Spanned<Vec<Spanned<String>>>>,
     /// Memory; as the image's note says if absent.
     pub memory: Option<Spanned<Size>>,
     /// Address of the first one; the next ones follow.

@@ -97,9 +97,9 @@ pub fn vms(
     let mut vms = Vec::new();
     for ((table, wanted), given) in tables.iter().zip(wanted).zip(given) {
         let (Some((names, image)), Some(given)) = (wanted, given) else { continue };
-        for (name, address) in names.into_iter().zip(given) {
+        for (index, (name, address)) in names.into_iter().zip(given).enumerate() {
             match addresses.mac(table, &name, address) {
-                Ok(mac) => vms.push(plan(table, name, image.clone(), address, mac.0)),
+                Ok(mac) => vms.push(plan(table, index, name, image.clone(), address, mac.0)),
                 Err(problem) => problems.push(problem),
             }
         }
@@ -111,11 +111,21 @@ pub fn vms(
 fn table_problems(table: &VmTable, source: &Source) -> Vec<Problem> {
     let mut problems: Vec<Problem> = name_problem("VM", &table.name, source).into_iter().collect();
     let count = table.count.as_ref().map_or(1, |count| *count.get_ref());
+    if let Some(entries) = &table.for_each {
+        let other = table.count.as_ref().map(Spanned::span).or(table.arguments.as_ref().map(Spanned::span));
+        if let Some(other) = other {
+            let problem = source.problem(entries.span(), "`for-each` stands for `count` and `arguments`");
+            problems.push(problem.label("not together").first(other));
+        }
+        if entries.get_ref().is_empty() {
+            problems.push(source.problem(entries.span(), "`for-each` without entries makes no VM"));
+        }
+    }
     if let Some(at) = table.count.as_ref().filter(|_| !(1..=COUNT_MAX).contains(&count)) {
         let message = format!("{count} VMs of one kind are impossible: 1 to {COUNT_MAX}");
         problems.push(source.problem(at.span(), message));
     }
-    let longest = table.name.get_ref().len() + if table.count.is_some() { 1 + count.to_string().len() } else { 0 };
+    let longest = names(table).into_iter().map(|name| name.len()).max().unwrap_or(0);
     if longest > registers::NAME {
         let message = format!("the name of a VM has at most {} bytes, this one {longest}", registers::NAME);
         problems.push(source.problem(table.name.span(), message));
@@ -128,14 +138,15 @@ fn table_problems(table: &VmTable, source: &Source) -> Vec<Problem> {
             problems.push(source.problem(memory.span(), message).help(help));
         }
     }
-    if let Some(arguments) = table.arguments.as_ref().filter(|text| text.get_ref().len() > registers::ARGUMENTS) {
-        let message = format!(
-            "the arguments of a VM have at most {} bytes, these {}",
-            registers::ARGUMENTS,
-            arguments.get_ref().len()
-        );
-        problems.push(source.problem(arguments.span(), message));
+    let each = table.for_each.iter().flat_map(|entries| entries.get_ref());
+    for arguments in table.arguments.iter().chain(each) {
+        let length = arguments.get_ref().len();
+        if length > registers::ARGUMENTS {
+            let message = format!("the arguments of a VM have at most {} bytes, these {length}", registers::ARGUMENTS);
+            problems.push(source.problem(arguments.span(), message));
+        }
     }
+    let count = count.max(table.for_each.as_ref().map_or(0, |entries| entries.get_ref().len() as u32));
     if let Some(mac) = table.mac.as_ref().filter(|_| count > 1) {
         let problem = source.problem(mac.span(), format!("{count} VMs cannot have the same MAC address"));
         problems.push(problem.help("leave it out: each VM gets one made from its IPv4 address"));
@@ -155,15 +166,26 @@ fn table_problems(table: &VmTable, source: &Source) -> Vec<Problem> {
 
 fn names(table: &VmTable) -> Vec<String> {
     let name = table.name.get_ref();
-    match &table.count {
-        Some(count) => (1..=*count.get_ref()).map(|number| format!("{name}-{number}")).collect(),
-        None => vec![name.clone()],
+    match (&table.count, &table.for_each) {
+        (Some(count), _) => (1..=(*count.get_ref()).min(COUNT_MAX)).map(|number| format!("{name}-{number}")).collect(),
+        (None, Some(entries)) => {
+            entries.get_ref().iter().map(|entry| format!("{name}-{}", name_of(entry.get_ref()))).collect()
+        }
+        (None, None) => vec![name.clone()],
     }
 }
 
-fn plan(table: &VmTable, name: String, image: String, address: Ipv4Addr, mac: [u8; 6]) -> VmPlan {
+/// The part of a VM's name that an entry of `for-each` becomes.
+pub fn name_of(entry: &str) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
+    entry.chars().map(plain).collect()
+}
+
+fn plan(table: &VmTable, index: usize, name: String, image: String, address: Ipv4Addr, mac: [u8; 6]) -> VmPlan {
     let http = table.http.iter().map(|port| Service { port: *port.get_ref(), http: true });
     let tcp = table.tcp.iter().map(|port| Service { port: *port.get_ref(), http: false });
+    let entry = table.for_each.as_ref().and_then(|entries| entries.get_ref().get(index));
+    let arguments = entry.or(table.arguments.as_ref());
     let at = match (&table.memory, &table.image) {
         (Some(memory), _) => memory.span(),
         (None, Some(image)) => image.span(),
@@ -176,7 +198,7 @@ fn plan(table: &VmTable, name: String, image: String, address: Ipv4Addr, mac: [u
             memory: table.memory.as_ref().map_or(0, |memory| memory.get_ref().0),
             mac,
             address: address.octets(),
-            arguments: table.arguments.as_ref().map_or_else(String::new, |text| text.get_ref().clone()),
+            arguments: arguments.map_or_else(String::new, |text| text.get_ref().clone()),
         },
         services: http.chain(tcp).collect(),
         at,
