@@ -65,6 +65,14 @@ impl Region {
         Region { base, length }
     }
 
+    /// Memory that nobody uses otherwise from here on: a leaked allocation, for tests off the metal.
+    pub const fn of(memory: &'static mut [u64]) -> Region {
+        let length = size_of_val(memory);
+        // SAFETY: a slice is never at address 0.
+        let base = unsafe { NonNull::new_unchecked(memory.as_mut_ptr().cast()) };
+        Region { base, length }
+    }
+
     /// Bytes.
     pub const fn length(&self) -> usize {
         self.length

@@ -1,0 +1,120 @@
+//! A PCI device, reached through the platform server.
+
+use crate::Problem;
+use alloc::{format, vec::Vec};
+use protocol::{
+    layout::PAGE,
+    memory::Access,
+    service::platform::{Bar, DeviceInfo, DeviceNumber, Platform, Request, Response},
+};
+use server_runtime::{CallError, Client, hypercall, memory, mmio::Region, slots};
+
+/// A device that this driver has claimed.
+pub struct Device {
+    platform: Client<Platform>,
+    number: DeviceNumber,
+    /// What it is.
+    pub info: DeviceInfo,
+    /// Its base address registers.
+    pub bars: Vec<Bar>,
+    /// Entries of its MSI-X table; 0: it interrupts by MSI or by its INTx line, and has one interrupt.
+    pub msix: u16,
+}
+
+/// A block of device registers, mapped.
+#[derive(Clone, Copy, Debug)]
+pub struct Registers {
+    /// The registers.
+    pub memory: Region,
+    /// Physical address of the first.
+    pub physical: u64,
+}
+
+/// A hardware interrupt, bound to a line.
+#[derive(Clone, Copy, Debug)]
+pub struct Interrupt {
+    slot: u8,
+}
+
+impl Interrupt {
+    /// Lets the next interrupt come, if this is a level-triggered line that the kernel has masked; else does nothing. To be
+    /// called after the device has stopped asking for it.
+    pub fn acknowledge(&self) {
+        let _ = hypercall::interrupt_acknowledge(self.slot);
+    }
+}
+
+impl Device {
+    /// Claims the next device of those that the system file names for this driver. `platform`: slot of the channel.
+    pub fn claim(platform: u8) -> Result<Device, Problem> {
+        let mut platform = Client::new(platform);
+        match platform.call(&Request::Claim) {
+            Ok(Response::Device { device, info, bars, msix }) => {
+                Ok(Device { platform, number: device, info, bars, msix })
+            }
+            Ok(Response::NotFound) => {
+                Err("the machine has no device that the system file names for this driver".into())
+            }
+            other => Err(unexpected("claim", other)),
+        }
+    }
+
+    /// Reads 32 bits of configuration space at `offset`, a multiple of 4.
+    pub fn config_read(&mut self, offset: u16) -> Result<u32, Problem> {
+        match self.platform.call(&Request::ConfigRead { device: self.number, offset }) {
+            Ok(Response::Value(value)) => Ok(value),
+            other => Err(unexpected("read of configuration space", other)),
+        }
+    }
+
+    /// Writes 32 bits of configuration space at `offset`, a multiple of 4.
+    pub fn config_write(&mut self, offset: u16, value: u32) -> Result<(), Problem> {
+        match self.platform.call(&Request::ConfigWrite { device: self.number, offset, value }) {
+            Ok(Response::Done) => Ok(()),
+            other => Err(unexpected("write of configuration space", other)),
+        }
+    }
+
+    /// Takes and maps the registers behind base address register `bar`. `None` if the driver may not have them: they are
+    /// I/O ports, or share their pages with the MSI-X table.
+    pub fn registers(&mut self, bar: u8) -> Result<Option<Registers>, Problem> {
+        let slot = slots::alloc().ok_or("no capability slot is free")?;
+        let request = Request::Registers { device: self.number, bar };
+        let (address, length) = match self.platform.call_with(&request, Some(slot), Default::default()) {
+            Ok((Response::Registers { address, length }, true)) => (address, length),
+            Ok((Response::NotFound | Response::Denied, _)) => {
+                slots::free(slot);
+                return Ok(None);
+            }
+            other => {
+                slots::free(slot);
+                return Err(unexpected("registers", other.map(|(response, _)| response)));
+            }
+        };
+        let offset = address % PAGE;
+        let pages = (offset + length).div_ceil(PAGE);
+        let mapped = memory::map_region(slot, address / PAGE, pages, Access::WRITE)
+            .map_err(|error| format!("registers at {address:#x} cannot be mapped: {error}"))?;
+        Ok(Some(Registers { memory: mapped.part(offset as usize, length as usize), physical: address }))
+    }
+
+    /// Takes interrupt `index` and binds it to the own line `line`, from [`protocol::domain::line::HARDWARE_FIRST`] up.
+    /// From here on the device may read and write memory.
+    pub fn interrupt(&mut self, index: u16, line: u8) -> Result<Interrupt, Problem> {
+        let slot = slots::alloc().ok_or("no capability slot is free")?;
+        let request = Request::Interrupt { device: self.number, index };
+        match self.platform.call_with(&request, Some(slot), Default::default()) {
+            Ok((Response::Done, true)) => {}
+            other => return Err(unexpected("interrupt", other.map(|(response, _)| response))),
+        }
+        hypercall::interrupt_bind(slot, line).map_err(|error| format!("interrupt {index} cannot be bound: {error}"))?;
+        Ok(Interrupt { slot })
+    }
+}
+
+fn unexpected(what: &str, answer: Result<Response, CallError>) -> Problem {
+    match answer {
+        Ok(response) => format!("{what}: the platform server answers {response:?}"),
+        Err(error) => format!("{what}: no answer of the platform server ({error:?})"),
+    }
+}
