@@ -53,9 +53,7 @@ impl Write for Line {
 
 /// Prints one line; see [`crate::log!`].
 pub fn log(arguments: Arguments) {
-    let Some(state) = state::get() else {
-        return;
-    };
+    let Some(state) = state::get() else { return early(arguments) };
     let mut line = Line::new(&state.name);
     // `Line` never fails, and a `Display` that does has printed what it could.
     let _ = line.write_fmt(arguments);
@@ -70,6 +68,19 @@ pub fn log(arguments: Arguments) {
     if let Some(slot) = state.debug {
         // Nothing more can be done for a line that the kernel refuses.
         let _ = hypercall::debug_write(slot, line.ended());
+    }
+}
+
+/// Prints a line before the startup page was read, when neither name nor slots are known: a server that holds the debug
+/// line holds it in some slot.
+#[cold]
+fn early(arguments: Arguments) {
+    let mut line = Line::new("a server that is starting");
+    let _ = line.write_fmt(arguments);
+    for slot in 0..protocol::capability::SLOTS as u8 {
+        if hypercall::debug_write(slot, line.ended()).is_ok() {
+            return;
+        }
     }
 }
 

@@ -54,8 +54,10 @@ pub fn name() -> &'static str {
 pub fn set_server(startup: &Startup) {
     let resource = |wanted: &Resource| startup.resources.iter().find(|r| r.resource == *wanted).map(|r| r.slot);
     let console = startup.channel("console").map(|channel| Mutex::new(Client::new(channel.slot)));
-    let end = startup.resources.iter().map(|r| r.address.saturating_add(r.count.saturating_mul(layout::PAGE))).max();
-    let first_address = end.unwrap_or(0).max(layout::MAPPINGS).next_multiple_of(TABLE_SPAN);
+    let mapped = startup.resources.iter().filter(|resource| resource.address != 0);
+    let end = mapped.map(|r| r.address.saturating_add(r.count.saturating_mul(layout::PAGE))).max();
+    let first_address =
+        end.unwrap_or(0).clamp(layout::MAPPINGS, layout::SPACE_END - TABLE_SPAN).next_multiple_of(TABLE_SPAN);
     STATE.call_once(|| State {
         name: startup.name.clone(),
         debug: resource(&Resource::Debug),
