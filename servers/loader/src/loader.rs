@@ -16,6 +16,7 @@ use alloc::{
     vec::Vec,
 };
 use protocol::{
+    abi::Error,
     layout::PAGE,
     manifest::Manifest,
     service::{
@@ -33,6 +34,8 @@ const STOPS_AT_ONCE: usize = 32;
 const LIST_BYTES: usize = 3500;
 /// Upper bound of the numbers in an entry of a list, encoded, besides its texts.
 const ENTRY_BYTES: usize = 64;
+/// A server that the system has not, or that was never started.
+const NO_SUCH_SERVER: CallError = CallError::Kernel(Error::NoCapability);
 /// Times that a call is tried anew after the called server was restarted in the middle of it.
 const ATTEMPTS: usize = 3;
 
@@ -208,6 +211,7 @@ impl<'a> Loader<'a> {
                     return Err("its MAC or IP address belongs to another VM".to_owned());
                 }
                 Ok(switch::Response::Full) => return Err("the switch has no port left".to_owned()),
+                Err(NO_SUCH_SERVER) => peers.log(format_args!("vm {} has no network: there is no switch", vm.name)),
                 other => peers.log(format_args!("vm {} has no network now: {}", vm.name, unexpected(other))),
             }
         }
@@ -219,6 +223,8 @@ impl<'a> Loader<'a> {
         let Some(page) = running.guest.console() else { return };
         match again(|| peers.console(&console::Request::Attach { vm: running.vm, name, page })) {
             Ok(console::Response::Done) => {}
+            // Nobody can be told then.
+            Err(NO_SUCH_SERVER) => {}
             Ok(console::Response::Full) => peers.log(format_args!("vm {name} has no console: no room for another")),
             other => peers.log(format_args!("vm {name} has no console now: {}", unexpected(other))),
         }
@@ -230,7 +236,7 @@ impl<'a> Loader<'a> {
         let lost = running.guest.nic().is_some()
             && !matches!(
                 again(|| peers.switch(&switch::Request::Statistics(running.vm))),
-                Ok(switch::Response::Statistics { .. })
+                Ok(switch::Response::Statistics { .. }) | Err(NO_SUCH_SERVER)
             );
         if lost {
             if let Err(reason) = self.attach(peers, index) {

@@ -9,7 +9,9 @@ use crate::{
 };
 use core::fmt;
 use protocol::{
-    ARCHITECTURE_VERSION, bundle,
+    ARCHITECTURE_VERSION,
+    abi::Error,
+    bundle,
     image::ImageError,
     layout::{IMAGE_BASE, PAGE},
     manifest::{Manifest, Vm},
@@ -370,6 +372,14 @@ fn restarted_servers_get_their_vms_back() {
     assert_eq!((world.ports.len(), world.consoles.len()), (1, 2));
     loader.peer_restarted(&mut world);
     assert_eq!((world.ports.len(), world.take_log().len()), (1, 0), "what is there is left alone");
+    // No switch at all is said once.
+    world.switch_error = Some(CallError::Kernel(Error::NoCapability));
+    loader.request(&mut world, &Request::Stop("one"));
+    world.ports.clear();
+    assert_eq!(loader.request(&mut world, &Request::Start("one")), Response::Done);
+    loader.peer_restarted(&mut world);
+    let log = world.take_log();
+    assert_eq!(log, ["vm one stopped by the operator", "vm one has no network: there is no switch"]);
     // A switch that is gone: the VM runs without it, and gets it later.
     world.switch_error = Some(CallError::Gone);
     loader.request(&mut world, &Request::Stop("one"));
