@@ -124,6 +124,8 @@ impl Session {
             let received = match transport.call(label::CONNECT, 8, buffer, false) {
                 Ok(received) => received,
                 Err(Error::Gone) => continue,
+                // A server that was given up before this one started: `init` fills the slot when it is started again.
+                Err(Error::NoCapability) => return Err(CallError::Gone),
                 Err(error) => return Err(CallError::Kernel(error)),
             };
             return match received.label {
@@ -146,17 +148,18 @@ mod tests {
     use super::*;
     use protocol::service::console::{Console, Request, Response};
 
-    /// A console that answers `Done`; before each of the calls numbered in `gone`, it is restarted.
+    /// A console that answers `Done`; each of the calls numbered in `gone` is refused with `error`.
     struct Server {
         calls: Vec<u8>,
         gone: &'static [usize],
+        error: Error,
         key: u64,
         answer: Option<(u8, Vec<u8>)>,
     }
 
     impl Server {
         fn new(gone: &'static [usize]) -> Server {
-            Server { calls: Vec::new(), gone, key: Console::key(), answer: None }
+            Server { calls: Vec::new(), gone, error: Error::Gone, key: Console::key(), answer: None }
         }
     }
 
@@ -170,7 +173,7 @@ mod tests {
         ) -> Result<Received, Error> {
             self.calls.push(label);
             if self.gone.contains(&(self.calls.len() - 1)) {
-                return Err(Error::Gone);
+                return Err(self.error);
             }
             let (label, bytes) = match label {
                 label::CONNECT if buffer[..length] != self.key.to_le_bytes() => (label::WRONG_VERSION, Vec::new()),
@@ -219,6 +222,14 @@ mod tests {
         let (mut session, mut server) = (Session::NEW, Server::new(&[0, 1, 2, 3, 4, 5, 6, 7]));
         assert_eq!(call(&mut session, &mut server), Err(CallError::Gone));
         assert_eq!(server.calls.len(), ATTEMPTS as usize);
+    }
+
+    #[test]
+    fn an_empty_slot_is_a_server_that_is_not_there() {
+        let (mut session, mut server) = (Session::NEW, Server::new(&[0]));
+        server.error = Error::NoCapability;
+        assert_eq!(call(&mut session, &mut server), Err(CallError::Gone));
+        assert_eq!(call(&mut session, &mut server), Ok(Response::Done));
     }
 
     #[test]
