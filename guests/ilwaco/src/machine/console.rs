@@ -52,7 +52,7 @@ impl Write for Output {
 }
 
 /// Waits until everything printed was taken by the console, but not for long.
-pub(super) fn drain() {
+pub fn flush() {
     wait_until(|| PAGE.is_drained());
 }
 

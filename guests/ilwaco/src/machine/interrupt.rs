@@ -39,22 +39,23 @@ pub fn remove() {
     live().handler.store(0, Ordering::Relaxed);
 }
 
-/// Enables or disables delivery; returns whether it was enabled. Costs no trap, except for enabling with a line pending.
+/// Enables or disables delivery; returns whether it was enabled. Costs no trap: the kernel delivers only what becomes pending
+/// while delivery is enabled, so a line that became pending before is handled here, by a plain call.
 pub fn set_enabled(enabled: bool) -> bool {
     let registers = live();
     let before = registers.enabled.load(Ordering::Relaxed) != 0;
-    if enabled {
-        // What was done with interrupts disabled stays before this.
-        compiler_fence(Ordering::SeqCst);
-        registers.enabled.store(1, Ordering::Relaxed);
-        let waiting = registers.pending.load(Ordering::Relaxed) & registers.mask.load(Ordering::Relaxed);
-        if !before && waiting != 0 && registers.handler.load(Ordering::Relaxed) != 0 {
-            // The kernel delivers what is pending when it returns to the VM.
-            hypercall::null();
+    // What was done with interrupts disabled stays before the store that enables them, and after the one that disables them.
+    compiler_fence(Ordering::SeqCst);
+    registers.enabled.store(u64::from(enabled), Ordering::Relaxed);
+    compiler_fence(Ordering::SeqCst);
+    if enabled && !before && registers.handler.load(Ordering::Relaxed) != 0 {
+        while is_pending() {
+            registers.enabled.store(0, Ordering::Relaxed);
+            compiler_fence(Ordering::SeqCst);
+            dispatch();
+            compiler_fence(Ordering::SeqCst);
+            registers.enabled.store(1, Ordering::Relaxed);
         }
-    } else {
-        registers.enabled.store(0, Ordering::Relaxed);
-        compiler_fence(Ordering::SeqCst);
     }
     before
 }

@@ -32,6 +32,12 @@ pub fn take() -> Option<Nic> {
     Some(Nic { packets: Packets::new(buffers) })
 }
 
+/// The NIC window of the image: address and bytes. For tests of what the switch makes of nonsense.
+pub fn window() -> Option<(*const u8, usize)> {
+    let image = entry::image();
+    (!image.nic.is_null()).then_some((image.nic, image.nic_length))
+}
+
 impl Nic {
     /// The next packet that has arrived. Give it back with [`Nic::release`].
     pub fn try_receive(&mut self) -> Option<Received> {

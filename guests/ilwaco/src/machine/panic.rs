@@ -11,7 +11,7 @@ pub const PANIC_CODE: u32 = 101;
 
 /// Ends the VM after its console has taken what was printed.
 pub fn exit(code: u32) -> ! {
-    console::drain();
+    console::flush();
     hypercall::exit(code)
 }
 
