@@ -267,7 +267,7 @@ impl Loaded {
     }
 
     /// Saves the floating-point state of `previous` and loads that and the address space of `next`.
-    #[inline]
+    #[inline(always)]
     pub fn switch(&mut self, previous: Frame, next: Frame) {
         if previous != NO_FRAME {
             // SAFETY: the logic names domains that exist, and holds no reference to their blocks during a switch.
@@ -289,7 +289,8 @@ impl Loaded {
         // stays mapped. Writing CR3 makes the processor forget the former domain's translations.
         unsafe {
             (&raw mut (*top_table.0.get())[0]).write_volatile(entry);
-            asm!("mov {0}, cr3", "mov cr3, {0}", out(reg) _, options(nostack, preserves_flags));
+            let top = top_table.0.get() as u64 - physical::KERNEL_BASE;
+            asm!("mov cr3, {0}", in(reg) top, options(nostack, preserves_flags));
         }
         if fpu {
             self.load(next);

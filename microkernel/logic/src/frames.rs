@@ -117,9 +117,10 @@ impl FrameTable {
     /// Whether `frame` holds the control block of the generation `generation`.
     #[inline]
     pub fn is_block(&self, frame: Frame, generation: u32) -> bool {
+        // Nothing is ever counted for a control block, so its whole state is its kind.
         self.entries
             .get(frame as usize)
-            .is_some_and(|entry| entry.state >> 28 == FrameKind::Block as u32 && entry.generation == generation)
+            .is_some_and(|entry| entry.state == (FrameKind::Block as u32) << 28 && entry.generation == generation)
     }
 
     /// Counts one more mapping of a frame.

@@ -89,18 +89,24 @@ impl<M: Machine> Kernel<M> {
     pub fn system_call(&mut self) -> Frame {
         let me = self.current;
         let request = Request(self.machine.block(me).registers.rax);
-        // The commonest calls first; the rest through the table.
-        let outcome = if request.0 == Request::new(Number::Null).0 {
-            Ok(())
-        } else if request.0 & Request::TOP == 0 {
-            Err(Stop::Refused(Error::BadNumber))
-        } else if request.number() == Number::Call as u8 {
-            self.call(me, request)
-        } else if request.number() == Number::ReplyWait as u8 {
-            self.reply_wait(me, request)
-        } else {
-            self.dispatch(me, request)
-        };
+        // The commonest calls by their short ways; the rest through the table.
+        if request.0 == Request::new(Number::Null).0 {
+            self.machine.block_mut(me).registers.rax = Reply::OK.0;
+            return self.leave();
+        }
+        let number = request.0 & (Request::TOP | 0xff);
+        if number == Request::new(Number::Call).0 && self.fast_call(me, request) {
+            return self.leave();
+        }
+        if number == Request::new(Number::ReplyWait).0 && self.fast_reply_wait(me, request) {
+            return self.leave();
+        }
+        self.slow_call(me, request)
+    }
+
+    #[inline(never)]
+    fn slow_call(&mut self, me: Frame, request: Request) -> Frame {
+        let outcome = self.dispatch(me, request);
         match outcome {
             Ok(()) => self.machine.block_mut(me).registers.rax = Reply::OK.0,
             Err(Stop::Done) => {}
@@ -109,8 +115,10 @@ impl<M: Machine> Kernel<M> {
         self.leave()
     }
 
-    #[inline(never)]
     fn dispatch(&mut self, me: Frame, request: Request) -> Outcome {
+        if request.0 & Request::TOP == 0 {
+            return Err(Error::BadNumber.into());
+        }
         let Some(number) = Number::from_u8(request.number()) else { return Err(Error::BadNumber.into()) };
         match number {
             Number::Null => Ok(()),
@@ -252,15 +260,15 @@ impl<M: Machine> Kernel<M> {
     }
 
     /// Chooses who runs next and loads it.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn leave(&mut self) -> Frame {
         if self.reschedule || self.current == NO_FRAME {
             self.choose();
+            if self.current == NO_FRAME {
+                return NO_FRAME;
+            }
         }
         let next = self.current;
-        if next == NO_FRAME {
-            return NO_FRAME;
-        }
         if next != self.loaded {
             self.switch(next);
         }
@@ -313,6 +321,7 @@ impl<M: Machine> Kernel<M> {
         }
     }
 
+    #[inline(always)]
     fn switch(&mut self, next: Frame) {
         let ticks = self.machine.ticks();
         let previous = self.loaded;

@@ -16,7 +16,7 @@
 //! | `lists`, `timers`, `scheduler` | intrusive queues through control blocks |
 //! | `paging` | page tables of a domain, its memory as the kernel sees it |
 //! | `kernel` | entry, dispatch, exit |
-//! | `ipc`, `interrupts`, `events` | messages, virtual interrupts, event queues |
+//! | `ipc`, `fast`, `interrupts`, `events` | messages, their short way, virtual interrupts, event queues |
 //! | `mapping`, `transfer`, `control`, `slots`, `devices` | the calls that act on capabilities |
 #![no_std]
 #![forbid(unsafe_code)]
@@ -29,6 +29,7 @@ pub mod capability;
 mod control;
 mod devices;
 mod events;
+mod fast;
 pub mod frames;
 mod interrupts;
 mod ipc;
