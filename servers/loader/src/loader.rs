@@ -70,11 +70,12 @@ impl<'a> Loader<'a> {
     /// ended before: the operator starts them.
     pub fn adopt_all(&mut self, peers: &mut impl Peers) {
         let mut from = Some(0);
+        let mut found = 0;
         while let Some(position) = from {
             match peers.pager(&pager::Request::List { from: position }, Lent::Nothing) {
                 Ok(pager::Response::Vms(entries, more)) => {
                     for entry in entries {
-                        self.adopt(peers, entry);
+                        found += u64::from(self.adopt(peers, entry));
                     }
                     from = more.filter(|next| *next > position);
                 }
@@ -84,6 +85,7 @@ impl<'a> Loader<'a> {
                 }
             }
         }
+        peers.log(format_args!("{found} VMs found again"));
         let missing: Vec<_> = (0..self.table.len())
             .filter(|index| self.table.running(*index).is_none())
             .filter_map(|i| self.name(i))
@@ -93,16 +95,16 @@ impl<'a> Loader<'a> {
         }
     }
 
-    fn adopt(&mut self, peers: &mut impl Peers, entry: VmEntry) {
+    /// Takes a VM that is there into the table; whether it goes on.
+    fn adopt(&mut self, peers: &mut impl Peers, entry: VmEntry) -> bool {
         let index = self.table.entry_of(entry.tag).filter(|index| self.table.running(*index).is_none());
         let vm = index.and_then(|index| self.manifest.vms.get(index));
         let guest = vm.and_then(|vm| Guest::find(self.bundle, &vm.image, vm.memory).ok());
         let (Some(index), Some(vm), Some(guest)) = (index, vm, guest) else {
             peers.log(format_args!("destroying VM {}, of which the manifest knows nothing", entry.tag));
             let _ = peers.pager(&pager::Request::Destroy(entry.vm), Lent::Nothing);
-            return;
+            return false;
         };
-        let name = vm.name.clone();
         self.images.insert(vm.image.clone(), entry.image);
         self.table.set_running(index, Running { vm: entry.vm, number: entry.tag, guest });
         self.attach_again(peers, index);
@@ -113,8 +115,9 @@ impl<'a> Loader<'a> {
                     self.give_up(peers, index, &reason);
                 }
             }
-            None => peers.log(format_args!("vm {name} found again")),
+            None => {}
         }
+        self.table.running(index).is_some()
     }
 
     fn name(&self, index: usize) -> Option<&str> {
@@ -345,12 +348,17 @@ impl<'a> Loader<'a> {
         let from = usize::try_from(from).unwrap_or(usize::MAX);
         for (index, vm) in self.manifest.vms.iter().enumerate().skip(from) {
             let Some(state) = self.table.state(index) else { break };
+            let memory = if vm.memory == 0 && matches!(state, State::Stopped(_)) {
+                Guest::find(self.bundle, &vm.image, 0).map_or(0, |guest| guest.memory)
+            } else {
+                vm.memory
+            };
             let mut info = VmInfo {
                 number: index as u64 + 1,
                 name: vm.name.clone(),
                 image: vm.image.clone(),
                 address: vm.address,
-                memory: vm.memory / 1024,
+                memory: memory / 1024,
                 used: 0,
                 cpu_time: 0,
                 stopped: None,
@@ -362,7 +370,7 @@ impl<'a> Loader<'a> {
             }
             room = room.saturating_sub(bytes);
             match state {
-                State::Stopped(why) => info.stopped = Some(why.clone()),
+                State::Stopped(why) => info.stopped = Some(text::reason(why).to_owned()),
                 State::Running(running) => {
                     (info.number, info.memory) = (running.number, running.guest.memory / 1024);
                     if let Ok(pager::Response::Usage { frames, cpu_time, .. }) =

@@ -304,6 +304,11 @@ fn starts_what_it_can_and_says_what_it_cannot() {
     assert_eq!(list.len(), 9);
     assert_eq!((list[0].used, list[0].memory, list[0].cpu_time, &list[0].stopped), (28, 256, 5, &None));
     assert!(list[1].stopped.as_ref().unwrap().starts_with("refused: "));
+    assert_eq!(
+        (list[5].memory, list[1].memory),
+        (256, 0),
+        "a VM that is not there has the memory that its image wants"
+    );
 }
 
 #[test]
@@ -409,9 +414,9 @@ fn a_restarted_loader_finds_its_vms() {
     let mut loader = world.loader(vms(), 1);
     loader.adopt_all(&mut world);
     let expected = [
-        "vm one found again",
         "vm two ended with code 1",
         "destroying VM 5, of which the manifest knows nothing",
+        "2 VMs found again",
         "not running after a restart of the loader: two, four",
     ];
     assert_eq!(world.take_log(), expected);

@@ -79,6 +79,11 @@ pub fn stop(stop: &Stop, memory: u64) -> String {
     }
 }
 
+/// The same for a list that says of itself that the VM stopped.
+pub fn reason(text: &str) -> &str {
+    text.strip_prefix("stopped: ").or_else(|| text.strip_prefix("stopped ")).unwrap_or(text)
+}
+
 /// What an error code says.
 fn detail(vector: u32, error: u64) -> String {
     match (vector, error) {
@@ -150,6 +155,8 @@ mod tests {
     #[test]
     fn ends() {
         assert_eq!(stop(&Stop::Exit(3), MEMORY), "ended with code 3");
+        let reasons = ["stopped: read", "stopped by the operator", "ended with code 3"].map(reason);
+        assert_eq!(reasons, ["read", "by the operator", "ended with code 3"]);
         assert_eq!(stop(&Stop::Pager("why".to_string()), MEMORY), "stopped: why");
     }
 
