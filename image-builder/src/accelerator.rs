@@ -3,6 +3,7 @@
 //! KVM only where it is real: some machines have a `/dev/kvm` although their processor shows no
 //! `vmx` or `svm`; virtual machines there run far slower than under emulation.
 
+use std::fmt;
 use std::fs::{self, OpenOptions};
 use std::path::Path;
 
@@ -13,6 +14,15 @@ pub enum Accelerator {
     Kvm,
     /// QEMU's own translator.
     Tcg,
+}
+
+impl fmt::Display for Accelerator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Accelerator::Kvm => "KVM",
+            Accelerator::Tcg => "TCG",
+        })
+    }
 }
 
 /// What was found on this machine.

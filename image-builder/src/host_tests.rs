@@ -38,7 +38,7 @@ fn watch(mut command: Command, filter: Option<&str>) -> Result<Count> {
             if let Some(summary) = summary(&line) {
                 count += summary;
                 summaries += 1;
-            } else if !line.trim().is_empty() && line.trim() != "running 0 tests" {
+            } else if !is_noise(&line) {
                 println!("{line}");
             }
             if interrupt::requested() {
@@ -57,6 +57,12 @@ fn watch(mut command: Command, filter: Option<&str>) -> Result<Count> {
         return Err(miette!("`cargo test` ran nothing"));
     }
     Ok(count)
+}
+
+/// What says only that all is well; cargo itself names each test program.
+fn is_noise(line: &str) -> bool {
+    let line = line.trim();
+    line.is_empty() || line.starts_with("running ") || line.starts_with("test ") && line.ends_with(" ... ok")
 }
 
 /// The counts in "test result: ok. 26 passed; 3 failed; ...".

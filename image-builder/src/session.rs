@@ -1,5 +1,6 @@
 //! What a command works with: the workspace, the toolchain and QEMU, each found when first needed.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use miette::Result;
@@ -20,12 +21,13 @@ pub struct Session {
     tools: Tools,
     toolchain: Option<Toolchain>,
     qemu: Option<PathBuf>,
+    built: BTreeMap<PathBuf, (System, Built)>,
 }
 
 impl Session {
     /// Finds the workspace.
     pub fn start(tools: Tools) -> Result<Session> {
-        Ok(Session { workspace: Workspace::find()?, tools, toolchain: None, qemu: None })
+        Ok(Session { workspace: Workspace::find()?, tools, toolchain: None, qemu: None, built: BTreeMap::new() })
     }
 
     /// Whether missing things are installed.
@@ -54,6 +56,16 @@ impl Session {
         }
         let qemu = toolchain::ensure_program(qemu::PROGRAM, qemu::PACKAGE, self.tools.installing())?;
         Ok(self.qemu.insert(qemu).clone())
+    }
+
+    /// Reads and builds a system, once in a run of this program.
+    pub fn build_once(&mut self, path: &Path) -> Result<(System, Built)> {
+        if let Some(built) = self.built.get(path) {
+            return Ok(built.clone());
+        }
+        let system = self.load(path)?;
+        let built = self.build(&system)?;
+        Ok(self.built.entry(path.to_path_buf()).or_insert((system, built)).clone())
     }
 
     /// Builds a system.

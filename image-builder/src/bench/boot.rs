@@ -47,7 +47,7 @@ fn run(session: &mut Session) -> Result<Vec<Measurement>> {
         running.stop();
         step.done("");
     }
-    let accelerator = format!("{:?}", crate::accelerator::choose(&crate::accelerator::Findings::gather()).0);
+    let accelerator = crate::accelerator::choose(&crate::accelerator::Findings::gather()).0.to_string();
     let params = BTreeMap::from([
         ("accelerator".to_string(), accelerator.to_lowercase()),
         ("cpus".to_string(), system.cpus.to_string()),

@@ -71,7 +71,7 @@ pub(super) fn run(tools: Tools) -> Result<ExitCode> {
         ),
     );
     let (chosen, why) = accelerator::choose(&accelerator);
-    item("accelerator", Some(&format!("{chosen:?}: {why}")));
+    item("accelerator", Some(&format!("{chosen}: {why}")));
     if qemu.is_none() {
         missing.push(install::apt_command(&[qemu::PACKAGE], findings.packages));
     }

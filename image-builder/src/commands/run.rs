@@ -46,18 +46,20 @@ pub(super) fn run(options: &Run) -> Result<ExitCode> {
         forward_input(&mut running);
     }
     let answers = ask(&reachable, running.started);
-    let outcome = watch(&mut running, &reachable, &answers, options.seconds.map(Duration::from_secs));
+    // On a shared console our own lines must not begin behind the system's prompt.
+    let note = if keys.is_some() { |line: &str| ui::note(&format!("\r\x1b[K{line}")) } else { ui::note };
+    let outcome = watch(&mut running, &reachable, &answers, options.seconds.map(Duration::from_secs), note);
     running.stop();
     drop(keys);
     if outcome.as_ref().is_err_and(|error| error.is::<Interrupted>()) {
-        ui::note("Ended.");
+        note("Ended.");
     }
     outcome
 }
 
 fn announce(machine: &Machine, reachable: &[Reachable], left: usize) {
     let cpus = if machine.cpus == 1 { "1 processor".into() } else { format!("{} processors", machine.cpus) };
-    ui::note(&format!("Booting in QEMU ({:?}, {} MiB, {cpus}). Ctrl-C ends it.", machine.accelerator, machine.memory));
+    ui::note(&format!("Booting in QEMU ({}, {} MiB, {cpus}). Ctrl-C ends it.", machine.accelerator, machine.memory));
     for r in reachable.iter().filter(|r| !r.service.http) {
         ui::note(&format!("  VM {}, TCP port {}: {}", r.vm, r.service.port, r.place()));
     }
@@ -96,24 +98,20 @@ fn watch(
     reachable: &[Reachable],
     answers: &Receiver<Answer>,
     limit: Option<Duration>,
+    note: fn(&str),
 ) -> Result<ExitCode> {
     let web = reachable.iter().filter(|r| r.service.http).count();
     let mut answered = 0;
     loop {
         while let Ok(answer) = answers.try_recv() {
             let r = &reachable[answer.service];
-            ui::note(&format!(
-                "✓ {} answers: VM {}, {:.1} s after power-on",
-                r.place(),
-                r.vm,
-                answer.after.as_secs_f64()
-            ));
+            note(&format!("✓ {} answers: VM {}, {:.1} s after power-on", r.place(), r.vm, answer.after.as_secs_f64()));
             answered += 1;
         }
         if let Some(status) = running.ended()? {
             return match status.code() {
                 Some(0 | qemu::EXIT_SUCCESS) => {
-                    ui::note("The system has powered off.");
+                    note("The system has powered off.");
                     Ok(ExitCode::SUCCESS)
                 }
                 Some(qemu::EXIT_FAILURE) => {
