@@ -236,6 +236,15 @@ pub fn protections() -> impl core::fmt::Display {
     Protections(Cr4::read())
 }
 
+/// The control block of the running domain, as the entry code knows it.
+#[inline(always)]
+pub fn current() -> *mut ControlBlock {
+    let block;
+    // SAFETY: in the kernel %gs points to this processor's record, whose first word this is.
+    unsafe { asm!("mov {}, gs:[0]", out(reg) block, options(nostack, preserves_flags, readonly)) };
+    block
+}
+
 /// Makes `block` the running domain's for the entry code.
 #[inline]
 pub fn set_current(block: *mut ControlBlock) {
@@ -289,7 +298,7 @@ impl Loaded {
         // stays mapped. Writing CR3 makes the processor forget the former domain's translations.
         unsafe {
             (&raw mut (*top_table.0.get())[0]).write_volatile(entry);
-            let top = top_table.0.get() as u64 - physical::KERNEL_BASE;
+            let top = (top_table.0.get() as u64).wrapping_sub(physical::KERNEL_BASE);
             asm!("mov cr3, {0}", in(reg) top, options(nostack, preserves_flags));
         }
         if fpu {

@@ -5,9 +5,9 @@
 //! anything is changed; in any other case they change nothing and say `false`. The tests run the same scenarios
 //! both ways and compare.
 
-use crate::{Frame, Kernel, Machine, NO_FRAME, block::State, frames::FrameKind, lists::Link, timers::WAIT};
+use crate::{Frame, Kernel, Machine, NO_FRAME, block::State, lists::Link, timers::WAIT};
 use protocol::{
-    abi::{NEVER, Reply, Request, SHORT_MESSAGE, Target, Wake},
+    abi::{NEVER, Reply, Request, SHORT_MESSAGE, Target},
     capability::{Kind, Rights, SLOTS},
 };
 
@@ -16,6 +16,19 @@ use protocol::{
 fn is_plain(request: Request) -> bool {
     request.0 & 0xff << 32 == 0 && usize::from(request.length()) <= SHORT_MESSAGE
 }
+
+/// What the receiver of a short message finds in `rax`: label and length lie at the same bits of request and reply, and
+/// everything else of [`Reply::message`] for a call is 0.
+#[inline(always)]
+fn plain_answer(request: Request) -> u64 {
+    const LABEL_AND_LENGTH: u64 = 0xffff_ff00;
+    request.0 & LABEL_AND_LENGTH
+}
+
+const _: () = {
+    let request = Request::message(protocol::abi::Number::Call, 0xab, 0xcdef);
+    assert!(request.0 & 0xffff_ff00 == Reply::message(0xab, 0xcdef, protocol::abi::Wake::Call).0);
+};
 
 impl<M: Machine> Kernel<M> {
     /// `Number::Call` by the short way; whether it was done.
@@ -34,7 +47,7 @@ impl<M: Machine> Kernel<M> {
         if server == me || !self.frames.is_block(server, capability.generation) {
             return false;
         }
-        let (words, lend) = (block.registers.words, block.registers.r15);
+        let lend = block.registers.r15;
         let sequence = block.sequence.wrapping_add(1);
 
         let peer = self.machine.block_mut(server);
@@ -42,19 +55,19 @@ impl<M: Machine> Kernel<M> {
             return false;
         }
         peer.set_state(State::Runnable);
-        peer.registers.words = words;
-        peer.registers.rax = Reply::message(request.label(), request.length(), Wake::Call).0;
+        peer.registers.rax = plain_answer(request);
         peer.registers.rdi = Target::caller(me, sequence).0;
         peer.registers.r15 = badge;
-        let first = peer.clients.first;
-        peer.clients.first = me;
-        if first == NO_FRAME {
-            peer.clients.last = me;
+        let last = peer.clients.last;
+        peer.clients.last = me;
+        if last == NO_FRAME {
+            peer.clients.first = me;
         } else {
-            self.machine.block_mut(first).link.previous = me;
+            self.machine.block_mut(last).link.next = me;
         }
+        self.machine.copy_words(me, server);
         let block = self.machine.block_mut(me);
-        block.link = Link { next: first, previous: NO_FRAME };
+        block.link = Link { next: NO_FRAME, previous: last };
         (block.sequence, block.partner) = (sequence, server);
         (block.request, block.badge, block.lend) = (request.0, badge, lend);
         block.set_state(State::Awaiting);
@@ -69,10 +82,9 @@ impl<M: Machine> Kernel<M> {
         let token = block.registers.rdi;
         let client = token as Frame;
         let plain = is_plain(request) && block.pending == 0 && block.callers.first == NO_FRAME;
-        if !plain || self.reschedule || block.registers.r15 != NEVER || self.frames.kind(client) != FrameKind::Block {
+        if !plain || self.reschedule || block.registers.r15 != NEVER || !self.frames.has_block(client) {
             return false;
         }
-        let words = block.registers.words;
         let peer = self.machine.block(client);
         let expected = Target::caller(client, peer.sequence).0;
         if token != expected || peer.state() != State::Awaiting || peer.partner != me {
@@ -83,10 +95,9 @@ impl<M: Machine> Kernel<M> {
         }
         let peer = self.machine.block_mut(client);
         peer.set_state(State::Runnable);
-        peer.registers.words = words;
-        peer.registers.rax = Reply::message(request.label(), request.length(), Wake::Call).0;
+        peer.registers.rax = plain_answer(request);
         peer.lend = 0;
-        let Link { next, previous } = peer.link;
+        let Link { next, previous } = core::mem::take(&mut peer.link);
         if next != NO_FRAME {
             self.machine.block_mut(next).link.previous = previous;
         }
@@ -102,6 +113,7 @@ impl<M: Machine> Kernel<M> {
         }
         block.request = request.0;
         block.set_state(State::Receiving);
+        self.machine.copy_words(me, client);
         self.current = client;
         true
     }

@@ -123,6 +123,12 @@ impl FrameTable {
             .is_some_and(|entry| entry.state == (FrameKind::Block as u32) << 28 && entry.generation == generation)
     }
 
+    /// Whether `frame` holds a control block.
+    #[inline(always)]
+    pub fn has_block(&self, frame: Frame) -> bool {
+        self.entries.get(frame as usize).is_some_and(|entry| entry.state == (FrameKind::Block as u32) << 28)
+    }
+
     /// Counts one more mapping of a frame.
     pub fn map(&mut self, frame: Frame) -> Result<(), Error> {
         let entry = self.entries.get_mut(frame as usize).ok_or(Error::BadArgument)?;
