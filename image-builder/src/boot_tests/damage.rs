@@ -68,9 +68,9 @@ fn damaged_bundle(context: &mut Context<'_>) -> Result<()> {
         ("truncated", whole[..whole.len() / 2].to_vec(), &["truncated"]),
         ("magic number", no_magic, &["bad magic number"]),
         ("number in a header", no_number, &["bad number"]),
-        ("first program", archive(&bad_init), &[INIT]),
-        ("manifest", archive(&bad_manifest), &["manifest"]),
-        ("version of the manifest", archive(&old_manifest), &["manifest", "version"]),
+        ("first program", archive(&bad_init), &["bundle refused", INIT]),
+        ("manifest", archive(&bad_manifest), &["manifest refused"]),
+        ("version of the manifest", archive(&old_manifest), &["manifest refused", "version"]),
     ];
     for (what, damaged, words) in cases {
         let damaged = write(context, &built, &damaged)?;

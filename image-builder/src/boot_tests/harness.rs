@@ -10,16 +10,13 @@ use miette::{IntoDiagnostic, Result, WrapErr, miette};
 use super::BootTest;
 use crate::build::Built;
 use crate::interrupt;
-use crate::machine::Running;
 use crate::machine::http::{self, Page};
 use crate::machine::ports::{self, Reachable};
 use crate::machine::qemu::{Machine, Network};
 use crate::machine::serial::Line;
+use crate::machine::{Running, is_last_word};
 use crate::session::Session;
 use crate::system::System;
-
-/// What a healthy system never writes: the kernel's own panic message begins with it.
-pub const KERNEL_PANIC: &str = "microkernel: PANIC";
 
 /// A test's surroundings.
 #[derive(Debug)]
@@ -177,8 +174,8 @@ impl<'a> Context<'a> {
         if let Some(status) = running.ended()? {
             return Err(miette!("the machine has ended ({status})"));
         }
-        match running.serial.since(0).iter().find(|line| line.text.contains(KERNEL_PANIC)) {
-            Some(line) => Err(miette!("the kernel has panicked: {}", line.text)),
+        match running.serial.since(0).iter().find(|line| is_last_word(&line.text)) {
+            Some(line) => Err(miette!("the system has stopped: {}", line.text)),
             None => Ok(()),
         }
     }

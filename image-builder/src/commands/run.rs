@@ -12,7 +12,7 @@ use crate::cli::Run;
 use crate::interrupt::{self, Interrupted};
 use crate::machine::ports::{self, Reachable};
 use crate::machine::qemu::{self, Machine};
-use crate::machine::{Running, Sink, http, serial::Serial};
+use crate::machine::{Running, Sink, http, is_last_word, serial::Serial};
 use crate::session::Session;
 use crate::terminal::Keys;
 use crate::ui;
@@ -101,7 +101,7 @@ fn watch(
     note: fn(&str),
 ) -> Result<ExitCode> {
     let web = reachable.iter().filter(|r| r.service.http).count();
-    let mut answered = 0;
+    let (mut answered, mut seen) = (0, 0);
     loop {
         while let Ok(answer) = answers.try_recv() {
             let r = &reachable[answer.service];
@@ -119,6 +119,15 @@ fn watch(
                 }
                 _ => Err(miette!("QEMU has ended ({status}); see {}", running.log.display())),
             };
+        }
+        let lines = running.serial.since(seen);
+        seen += lines.len();
+        if let Some(line) = lines.iter().find(|line| is_last_word(&line.text)) {
+            return Err(miette!(
+                help = format!("see {}", running.log.display()),
+                "the system has stopped: {}",
+                line.text
+            ));
         }
         interrupt::check()?;
         if limit.is_some_and(|limit| running.started.elapsed() >= limit) {
