@@ -40,8 +40,10 @@ pub enum Step {
     RustupTarget,
     /// `rustup component add rust-src`
     RustupSource,
-    /// A compiler, its library's source and a linker from the system's packages.
+    /// A compiler and its library's source from the system's packages.
     SystemCompiler,
+    /// A linker from the system's packages.
+    SystemLinker,
 }
 
 /// What to do.
@@ -107,23 +109,31 @@ fn rustup(findings: &Findings) -> Decision {
 }
 
 fn system(findings: &Findings) -> Decision {
+    let mut steps = Vec::new();
+    let mut lacking = Vec::new();
     let compiler = findings.system.as_ref();
-    let lacking = match compiler {
-        None => "there is no /usr/bin/rustc".to_string(),
-        Some(compiler) => match too_old(compiler, "/usr/bin/rustc") {
-            Some(why) => why,
-            None if !compiler.source => "the library's source for /usr/bin/rustc is missing".into(),
-            None if findings.linker().is_none() => "there is no rust-lld and no ld.lld".into(),
-            None => {
-                let why = format!("/usr/bin/rustc ({}) and its library's source are installed", compiler.release);
-                return Decision::Use(Way::System, why);
-            }
-        },
+    let why = match compiler {
+        None => Some("there is no /usr/bin/rustc".to_string()),
+        Some(compiler) => too_old(compiler, "/usr/bin/rustc")
+            .or((!compiler.source).then(|| "the library's source for /usr/bin/rustc is missing".into())),
     };
+    if let Some(why) = why {
+        steps.push(Step::SystemCompiler);
+        lacking.push(why);
+    }
+    if findings.linker().is_none() {
+        steps.push(Step::SystemLinker);
+        lacking.push("there is no rust-lld and no ld.lld".into());
+    }
+    if let Some(compiler) = compiler.filter(|_| steps.is_empty()) {
+        let why = format!("/usr/bin/rustc ({}) and its library's source are installed", compiler.release);
+        return Decision::Use(Way::System, why);
+    }
+    let lacking = lacking.join(" and ");
     match (&findings.packages_refused, findings.packages) {
         (Some(reason), _) => Decision::Impossible(format!("{lacking}; installing it failed: {reason}")),
         (None, Packages::None) => Decision::Impossible(format!("{lacking}, and there is no apt-get to install it")),
-        (None, _) => Decision::Install(vec![Step::SystemCompiler], lacking),
+        (None, _) => Decision::Install(steps, lacking),
     }
 }
 
@@ -195,10 +205,11 @@ mod tests {
     fn an_old_or_incomplete_system_compiler_is_not_used() {
         let old = findings(None, compiler(85, false, true));
         assert!(
-            matches!(auto(&old), Decision::Install(steps, why) if steps == [Step::SystemCompiler] && why.contains("1.85"))
+            matches!(auto(&old), Decision::Install(steps, why) if steps.contains(&Step::SystemCompiler) && why.contains("1.85"))
         );
         let mut no_linker = findings(None, compiler(96, false, true));
-        assert!(matches!(auto(&no_linker), Decision::Install(..)), "its own linker is not where rustup's would be");
+        // The system's compiler has its linker elsewhere than rustup's.
+        assert!(matches!(auto(&no_linker), Decision::Install(steps, _) if steps == [Step::SystemLinker]));
         no_linker.system_linker = Some("/usr/bin/ld.lld".into());
         assert!(matches!(auto(&no_linker), Decision::Use(Way::System, _)));
     }

@@ -23,7 +23,8 @@ pub fn commands(steps: &[Step], packages: Packages) -> Vec<String> {
         match step {
             Step::RustupTarget => commands.push("rustup target add x86_64-unknown-none".into()),
             Step::RustupSource => commands.push("rustup component add rust-src".into()),
-            Step::SystemCompiler => commands.push(apt_command(&["rustc-web", "rust-web-src", "lld"], packages)),
+            Step::SystemCompiler => commands.push(apt_command(&["rustc-web", "rust-web-src"], packages)),
+            Step::SystemLinker => commands.push(apt_command(&["lld"], packages)),
         }
     }
     commands
@@ -40,13 +41,14 @@ pub fn perform(step: &Step, packages: Packages) -> Result<()> {
     match step {
         Step::RustupTarget => rustup(&["target", "add", "x86_64-unknown-none"]),
         Step::RustupSource => rustup(&["component", "add", "rust-src"]),
+        Step::SystemLinker => apt(&["lld"], packages),
         Step::SystemCompiler => {
             update(packages)?;
             let [compiler, source] = COMPILERS
                 .into_iter()
                 .find(|[compiler, _]| candidate(compiler).is_some_and(|release| release >= OLDEST))
                 .ok_or_else(|| miette!("the packages of this system have no compiler of release {OLDEST} or later"))?;
-            apt(&[compiler, source, "lld"], packages)
+            apt(&[compiler, source], packages)
         }
     }
 }
@@ -121,13 +123,14 @@ mod tests {
 
     #[test]
     fn commands_are_what_one_would_type() {
-        let steps = [Step::RustupTarget, Step::RustupSource, Step::SystemCompiler];
+        let steps = [Step::RustupTarget, Step::RustupSource, Step::SystemCompiler, Step::SystemLinker];
         assert_eq!(
             commands(&steps, Packages::Unprivileged),
             [
                 "rustup target add x86_64-unknown-none",
                 "rustup component add rust-src",
-                "sudo apt-get update && sudo apt-get install rustc-web rust-web-src lld",
+                "sudo apt-get update && sudo apt-get install rustc-web rust-web-src",
+                "sudo apt-get update && sudo apt-get install lld",
             ]
         );
         assert_eq!(

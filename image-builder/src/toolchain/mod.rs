@@ -77,7 +77,7 @@ impl Toolchain {
                     return Err(error);
                 }
                 let refused = match step {
-                    choose::Step::SystemCompiler => &mut packages_refused,
+                    choose::Step::SystemCompiler | choose::Step::SystemLinker => &mut packages_refused,
                     choose::Step::RustupTarget | choose::Step::RustupSource => &mut rustup_refused,
                 };
                 *refused = Some(error.to_string());
