@@ -528,6 +528,33 @@ fn servers_have_pages_brought() {
 }
 
 #[test]
+fn a_vm_that_turns_on_the_spot_is_stopped() {
+    let mut world = World::new(1000);
+    let image = world.define();
+    let vm = world.create(image, MEMORY).unwrap();
+    world.touch(vm, DATA, Act::Write(1)).unwrap();
+    let fault = |world: &mut World, address| {
+        let event = world.trap(vm, EventKind::PageFault, FAULT_WRITE, address);
+        world.pager.events(&mut world.model, &[event]);
+        world.ask(Request::NextStop)
+    };
+    // Faults that another processor's memory of the page explains: never many in one place.
+    for round in 0..100 {
+        assert_eq!(fault(&mut world, DATA + round % 2), Response::Stopped(None));
+    }
+    for _ in 0..15 {
+        assert_eq!(fault(&mut world, DATA + 1), Response::Stopped(None));
+    }
+    assert_eq!(fault(&mut world, DATA + 8 * PAGE), Response::Stopped(None), "progress");
+    for _ in 0..16 {
+        assert_eq!(fault(&mut world, DATA + 1), Response::Stopped(None));
+    }
+    let Response::Stopped(Some((_, _, Stop::Pager(why)))) = fault(&mut world, DATA + 1) else { panic!() };
+    assert!(why.contains("keeps faulting"), "{why}");
+    assert_eq!(world.model.domains[&vm.frame].state, DomainState::Trapped, "it does not run again");
+}
+
+#[test]
 fn a_fault_costs_few_calls() {
     let mut world = World::new(40_000);
     let image = world.define();

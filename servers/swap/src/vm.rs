@@ -1,7 +1,7 @@
 //! A VM as the pager knows it.
 
 use crate::{frames::List, space::Space};
-use alloc::{string::String, vec::Vec};
+use alloc::{format, string::String, vec::Vec};
 use protocol::service::{
     VmRef,
     pager::{ImageNumber, Stop},
@@ -51,6 +51,13 @@ pub enum Cause {
         /// Instruction pointer.
         instruction: u64,
     },
+    /// [`Stop::Pager`]: an instruction faults again and again on a page that it may use.
+    Stuck {
+        /// Address.
+        address: u64,
+        /// Instruction pointer.
+        instruction: u64,
+    },
     /// [`Stop::Pager`].
     Pager(&'static str),
 }
@@ -64,6 +71,9 @@ impl From<Cause> for Stop {
                 Stop::BadAccess { address, instruction, write, execute }
             }
             Cause::Exception { vector, error, instruction } => Stop::Exception { vector, error, instruction },
+            Cause::Stuck { address, instruction } => {
+                Stop::Pager(format!("instruction {instruction:#x} keeps faulting at {address:#x}, which it may use"))
+            }
             Cause::Pager(text) => Stop::Pager(String::from(text)),
         }
     }
@@ -100,6 +110,34 @@ pub struct Vm {
     pub shared_count: u32,
     /// Faults served.
     pub faults: u64,
+    /// Faults in a row that took nothing to serve, and where.
+    pub idle_faults: IdleFaults,
+}
+
+/// Most faults in a row at one place that may take nothing to serve.
+const IDLE_FAULTS_MAX: u8 = 16;
+
+/// Counts faults on pages that are there and may be used so.
+///
+/// One such fault is in order: the page was brought meanwhile, or another processor remembered what was mapped before. But a VM
+/// whose instruction is refused again and again would turn for ever, with the pager, and nobody would be told. (An
+/// emulator does that: QEMU makes far calls and returns in ring 3 touch the stack as the kernel would, which SMAP forbids.)
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct IdleFaults {
+    /// Instruction and address, mixed.
+    place: u32,
+    count: u8,
+}
+
+impl IdleFaults {
+    /// Counts one; whether that is too many.
+    pub fn count(&mut self, address: u64, instruction: u64) -> bool {
+        let mixed = address ^ instruction.rotate_left(32);
+        let place = (mixed ^ mixed >> 32) as u32;
+        self.count = if place == self.place { self.count.saturating_add(1) } else { 1 };
+        self.place = place;
+        self.count > IDLE_FAULTS_MAX
+    }
 }
 
 impl Vm {

@@ -5,7 +5,7 @@ use crate::{
     frames::{Frame, List, Usage},
     machine::{self, Machine},
     space::{self, Space},
-    vm::{State, Vm},
+    vm::{IdleFaults, State, Vm},
 };
 use alloc::vec::Vec;
 use protocol::{
@@ -73,6 +73,7 @@ impl Pager<'_> {
             shared,
             shared_count: 0,
             faults: 0,
+            idle_faults: IdleFaults::default(),
         };
         let number = self.vms.insert(vm).map_err(|_| Response::OutOfMemory)?;
         let built = self.build(machine, number, creation.lent, windows);

@@ -8,7 +8,7 @@ use crate::{
     image::{Content, Found},
     machine::{self, Machine},
     space,
-    vm::{Cause, Vm},
+    vm::{Cause, IdleFaults, Vm},
 };
 use alloc::vec::Vec;
 use protocol::{
@@ -87,8 +87,17 @@ impl Pager<'_> {
                     vm.faults += 1;
                     vm.space.page(event.address)
                 });
+                let before = batch.operations.len();
                 let plan = |page| self.plan(batch, (vm, number), (page, touch), true, bad);
-                if let Err(cause) = page.map_or(Err(bad), plan) {
+                let planned = page.map_or(Err(bad), plan).and_then(|()| {
+                    let served = batch.operations.len() > before;
+                    self.count_idle(number, served, event.address, instruction)
+                });
+                if let Err(cause) = planned {
+                    if matches!(cause, Cause::Stuck { .. }) {
+                        // It was to go on.
+                        batch.plans.pop();
+                    }
                     self.stop(vm, cause);
                 }
             }
@@ -100,6 +109,17 @@ impl Pager<'_> {
             // Doorbells go to the services' own queues.
             Some(EventKind::Doorbell) | None => {}
         }
+    }
+
+    /// Counts a fault that took nothing to serve; an error when a VM makes no progress.
+    fn count_idle(&mut self, number: u32, served: bool, address: u64, instruction: u64) -> Result<(), Cause> {
+        let Some(vm) = self.vms.get_mut(number) else { return Ok(()) };
+        if served {
+            vm.idle_faults = IdleFaults::default();
+        } else if vm.idle_faults.count(address, instruction) {
+            return Err(Cause::Stuck { address, instruction });
+        }
+        Ok(())
     }
 
     /// Decides for a page and notes what it takes. `bad`: the cause if it is illegal.
