@@ -133,17 +133,16 @@ fn enter(registers: &mut Registers) {
 }
 
 fn simple(number: Number, arguments: [u64; 5]) -> Result<(u64, u64)> {
-    let [rdi, rsi, rdx, r8, r9] = arguments;
-    let mut registers = Registers { rax: Request::new(number).0, rdi, ..Registers::default() };
-    registers.words[..4].copy_from_slice(&[rsi, rdx, r8, r9]);
-    enter(&mut registers);
-    Reply(registers.rax).result()?;
-    Ok((registers.rdi, registers.words[0]))
+    // SAFETY: as for `enter` above.
+    let [rax, rdi, rsi] = unsafe { raw::enter_simple(Request::new(number).0, arguments) };
+    Reply(rax).result()?;
+    Ok((rdi, rsi))
 }
 
 /// Does nothing.
+#[inline]
 pub fn null() {
-    let _ = simple(Number::Null, [0; 5]);
+    raw::null();
 }
 
 /// Sends a message to the domain behind `slot` and waits for its reply. A capability in the reply goes into `accept`;

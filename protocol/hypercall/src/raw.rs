@@ -1,6 +1,6 @@
 //! The `syscall` instruction.
 
-use protocol::abi::MESSAGE_WORDS;
+use protocol::abi::{MESSAGE_WORDS, Number, Request};
 
 /// The registers that a call takes and returns ([`protocol::abi`]).
 #[derive(Clone, Copy, Default, Debug)]
@@ -42,6 +42,47 @@ pub unsafe fn enter(registers: &mut Registers) {
             lateout("rcx") _,
             lateout("r11") _,
             options(nostack),
+        );
+    }
+}
+
+/// Enters the kernel for a call without a message: five arguments in `rdi rsi rdx r8 r9`, results in `rax rdi rsi`.
+///
+/// # Safety
+/// As for [`enter`].
+#[inline(always)]
+pub unsafe fn enter_simple(request: u64, arguments: [u64; 5]) -> [u64; 3] {
+    let [mut rdi, mut rsi, rdx, r8, r9] = arguments;
+    let mut rax = request;
+    // SAFETY: such a call leaves every register alone but its results, `rcx` and `r11`; the rest is as in `enter`.
+    unsafe {
+        core::arch::asm!(
+            "syscall",
+            inlateout("rax") rax,
+            inlateout("rdi") rdi,
+            inlateout("rsi") rsi,
+            in("rdx") rdx,
+            in("r8") r8,
+            in("r9") r9,
+            lateout("rcx") _,
+            lateout("r11") _,
+            options(nostack),
+        );
+    }
+    [rax, rdi, rsi]
+}
+
+/// Does nothing in the kernel.
+#[inline(always)]
+pub fn null() {
+    // SAFETY: this call reads no memory and changes no register but its result, `rcx` and `r11`.
+    unsafe {
+        core::arch::asm!(
+            "syscall",
+            inlateout("rax") Request::new(Number::Null).0 => _,
+            lateout("rcx") _,
+            lateout("r11") _,
+            options(nostack, nomem),
         );
     }
 }
