@@ -92,8 +92,9 @@ impl Server {
         for _ in 0..BATCHES {
             let taken = hypercall::collect(TRAP_QUEUE, &mut self.events).unwrap_or(0);
             self.pager.events(&mut self.kernel, self.events.get(..taken).unwrap_or_default());
-            self.more_events = taken > 0;
-            if taken == 0 {
+            // Less than there was room for: the queue is empty, and the next event will raise its line.
+            self.more_events = taken == self.events.len();
+            if !self.more_events {
                 break;
             }
         }
