@@ -28,10 +28,8 @@ pub struct Built {
 
 /// Builds a system.
 pub fn build(workspace: &Workspace, toolchain: &Toolchain, system: &System) -> Result<Built> {
-    if !workspace.has_kernel() {
-        return Err(miette!("package `{KERNEL}` of this workspace has no program"));
-    }
-    let kernel = compile(workspace, toolchain, Ring::Kernel, &[(KERNEL.into(), KERNEL.into())].into())?;
+    let package = workspace.kernel().ok_or_else(|| miette!("package `{KERNEL}` of this workspace has no program"))?;
+    let kernel = compile(workspace, toolchain, Ring::Kernel, &[(KERNEL.into(), package)].into())?;
     let packages = workspace.programs();
     let mut wanted = BTreeMap::new();
     let named = system.programs.iter().filter_map(|program| match &program.origin {

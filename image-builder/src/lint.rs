@@ -8,7 +8,7 @@ use miette::Result;
 use crate::session::Session;
 use crate::toolchain::choose::Way;
 use crate::toolchain::{self, Ring, Toolchain, cargo};
-use crate::workspace::{KERNEL, Workspace};
+use crate::workspace::Workspace;
 
 /// Debian's package with the linter that belongs to its compiler.
 const SYSTEM_CLIPPY: &str = "/usr/bin/clippy-driver";
@@ -25,10 +25,8 @@ pub fn checks(session: &mut Session) -> Result<Vec<(String, Command)>> {
     format.args(["fmt", "--all", "--check"]);
     let mut checks = vec![("formatting".to_string(), format)];
     checks.extend(host(workspace));
-    checks.push((
-        "the microkernel".into(),
-        metal(workspace, &toolchain, Ring::Kernel, wrapper.as_deref(), &[KERNEL.into()]),
-    ));
+    let kernel: Vec<String> = workspace.kernel().into_iter().collect();
+    checks.push(("the microkernel".into(), metal(workspace, &toolchain, Ring::Kernel, wrapper.as_deref(), &kernel)));
     let packages: Vec<String> = workspace.metal_packages().into_iter().collect();
     checks.push(("servers and guests".into(), metal(workspace, &toolchain, Ring::User, wrapper.as_deref(), &packages)));
     Ok(checks)
@@ -37,7 +35,8 @@ pub fn checks(session: &mut Session) -> Result<Vec<(String, Command)>> {
 /// What runs on the host: whole packages, and the libraries and tests of the others.
 fn host(workspace: &Workspace) -> Vec<(String, Command)> {
     let metal = workspace.metal_packages();
-    let on_metal = |package: &String| package == KERNEL || metal.contains(package);
+    let kernel = workspace.kernel();
+    let on_metal = |package: &String| kernel.as_ref() == Some(package) || metal.contains(package);
     let (libraries, whole): (Vec<_>, Vec<_>) = workspace.libraries().into_iter().partition(on_metal);
     let clippy = |packages: &[String], targets: &[&str]| {
         let mut command = cargo(&workspace.root);

@@ -61,12 +61,12 @@ impl Workspace {
         self.metadata.workspace_packages().into_iter().filter(inside)
     }
 
-    /// Servers and guests: program name → package name.
+    /// Servers and guests: program → package.
     pub fn programs(&self) -> BTreeMap<String, String> {
         let mut programs = BTreeMap::new();
         for package in self.packages_in(&["servers", "guests"]) {
             for target in package.targets.iter().filter(|target| target.is_kind(TargetKind::Bin)) {
-                programs.insert(target.name.clone(), package.name.to_string());
+                programs.insert(target.name.clone(), spec(package));
             }
         }
         programs
@@ -81,7 +81,7 @@ impl Workspace {
     pub fn libraries(&self) -> Vec<String> {
         let packages = self.metadata.workspace_packages().into_iter();
         let has_library = |package: &&Package| package.targets.iter().any(|target| target.is_kind(TargetKind::Lib));
-        packages.filter(has_library).map(|package| package.name.to_string()).collect()
+        packages.filter(has_library).map(|package| spec(package)).collect()
     }
 
     /// Packages with integration tests, and the tests' names.
@@ -89,25 +89,31 @@ impl Workspace {
         let mut tests = Vec::new();
         for package in self.metadata.workspace_packages() {
             for target in package.targets.iter().filter(|target| target.is_kind(TargetKind::Test)) {
-                tests.push((package.name.to_string(), target.name.clone()));
+                tests.push((spec(package), target.name.clone()));
             }
         }
         tests
     }
 
-    /// Names of the packages that make programs of the machine: servers and guests.
+    /// The packages that make programs of the machine: servers and guests.
     pub fn metal_packages(&self) -> BTreeSet<String> {
         self.programs().into_values().collect()
     }
 
-    /// Whether the workspace has the program of the microkernel.
-    pub fn has_kernel(&self) -> bool {
-        let kernel = self.metadata.workspace_packages().into_iter().find(|package| package.name.as_str() == KERNEL);
-        kernel.is_some_and(|package| package.targets.iter().any(|target| target.is_kind(TargetKind::Bin)))
+    /// The package of the microkernel, if it has its program.
+    pub fn kernel(&self) -> Option<String> {
+        let mut packages = self.metadata.workspace_packages().into_iter();
+        let kernel = packages.find(|package| package.name.as_str() == KERNEL)?;
+        kernel.targets.iter().any(|target| target.is_kind(TargetKind::Bin)).then(|| spec(kernel))
     }
 
     /// A path as a user would write it: below the top folder without that folder.
     pub fn short<'a>(&self, path: &'a Path) -> &'a Path {
         path.strip_prefix(&self.root).unwrap_or(path)
     }
+}
+
+/// How cargo's command line names a package without doubt: a crate that we use may have the same name.
+fn spec(package: &Package) -> String {
+    package.id.repr.clone()
 }
