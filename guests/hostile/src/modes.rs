@@ -45,7 +45,7 @@ pub const MODES: &[Mode] = &[
     mode("sysenter", "enters the kernel by an entry that it does not offer", Act::Privileged(Privileged::Sysenter), Expected::Stopped(&[Reason::GeneralProtection, Reason::InvalidOpcode])),
     mode("xsetbv", "changes which registers are saved", Act::Privileged(Privileged::Xsetbv), Expected::Stopped(&[Reason::GeneralProtection, Reason::InvalidOpcode])),
     mode("monitor", "waits for a write, as kernels do", Act::Privileged(Privileged::Monitor), Expected::Stopped(&[Reason::GeneralProtection, Reason::InvalidOpcode])),
-    mode("vmcall", "calls a hypervisor", Act::Privileged(Privileged::Vmcall), Expected::Stopped(&[Reason::GeneralProtection, Reason::InvalidOpcode])),
+    mode("vmcall", "calls a hypervisor below the kernel; only where there is none is that an undefined instruction", Act::Privileged(Privileged::Vmcall), Expected::EndsOrStopped(&[Reason::GeneralProtection, Reason::InvalidOpcode])),
     mode("iret-kernel", "returns from an interrupt into ring 0", Act::Privileged(Privileged::IretKernel), PROTECTED),
     mode("far-call-kernel", "calls through a code segment of ring 0", Act::Privileged(Privileged::FarCallKernel), PROTECTED),
     mode("far-jump-kernel", "jumps through a code segment of ring 0", Act::Privileged(Privileged::FarJumpKernel), PROTECTED),

@@ -184,11 +184,11 @@ pub fn sensitive(instruction: Sensitive) {
                 println!("sensitive VERW: selector {kernel:#x} gives {of_kernel}, {own:#x} gives {of_own}");
             }
             Sensitive::Pop => {
-                asm!("push 0", "pop fs");
+                asm!("push 0", ".byte 0x0f, 0xa1");
                 println!("sensitive POP: loaded FS with 0");
             }
             Sensitive::Push => {
-                asm!("push fs", "pop {}", out(reg) word);
+                asm!(".byte 0x0f, 0xa0", "pop {}", out(reg) word);
                 println!("sensitive PUSH: FS is {word:#x}");
             }
             Sensitive::Call => {

@@ -12,10 +12,10 @@ mod random;
 mod registers;
 mod resources;
 
-use hostile::Act;
+use hostile::{Act, Privileged};
 use ilwaco::{Spawner, clock, exit, println, vm};
 
-ilwaco::entry!(main, memory = 256 * 1024, nic = 15, console);
+ilwaco::entry!(main, memory = 512 * 1024, nic = 15, console);
 
 /// The guest got what it must not get.
 const BROKEN: u32 = 1;
@@ -35,7 +35,10 @@ async fn main(_: Spawner) {
     match mode.act {
         Act::Privileged(instruction) => {
             instructions::privileged(instruction);
-            broken("the instruction was executed");
+            // A hypervisor below may answer: it is not the kernel that lets this pass.
+            if instruction != Privileged::Vmcall {
+                broken("the instruction was executed");
+            }
         }
         Act::Sensitive(instruction) => instructions::sensitive(instruction),
         Act::Exception(exception) => instructions::exception(exception),

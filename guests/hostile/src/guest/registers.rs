@@ -1,6 +1,9 @@
 //! Misuse of the virtual register page.
 
+extern crate alloc;
+
 use super::{broken, random::Random};
+use alloc::vec;
 use core::{arch::asm, mem::offset_of, sync::atomic::Ordering};
 use hostile::Registers;
 use ilwaco::{
@@ -98,24 +101,25 @@ fn return_with(flags: u64) -> u64 {
 
 /// Writes random bytes all over the page, and has the kernel look at it.
 fn scribble() {
-    let page = core::ptr::with_exposed_provenance_mut::<RegisterPage>(layout::SPACE_BASE as usize);
+    const BYTES: usize = size_of::<RegisterPage>();
+    let page = core::ptr::with_exposed_provenance_mut::<u8>(layout::SPACE_BASE as usize);
+    let (mut saved, mut bytes) = (vec![0u8; BYTES], vec![0u8; BYTES]);
     // SAFETY: the register page may be read and written as bytes; nothing holds a reference to it but to its atomics.
-    let saved = unsafe { page.read_volatile() };
+    unsafe { core::ptr::copy_nonoverlapping(page, saved.as_mut_ptr(), BYTES) };
     let mut random = Random::new();
-    let mut bytes = [0u8; size_of::<RegisterPage>()];
     for round in 0..ROUNDS {
         random.fill(&mut bytes);
         // With a handler there would be a jump; other modes do that.
         bytes[offset_of!(RegisterPage, handler)..][..8].fill(0);
-        let length = if round % 2 == 0 { KERNEL_PART } else { bytes.len() };
+        let length = if round % 2 == 0 { KERNEL_PART } else { BYTES };
         // SAFETY: as above.
-        unsafe { core::ptr::copy_nonoverlapping(bytes.as_ptr(), page.cast::<u8>(), length) };
+        unsafe { core::ptr::copy_nonoverlapping(bytes.as_ptr(), page, length) };
         hypercall::set_timer(random.below(1 << 40));
         hypercall::null();
         hypercall::idle(1);
     }
     // SAFETY: as above.
-    unsafe { page.write_volatile(saved) };
+    unsafe { core::ptr::copy_nonoverlapping(saved.as_ptr(), page, BYTES) };
     hypercall::set_timer(ilwaco::protocol::abi::NEVER);
     println!("the register page was filled {ROUNDS} times");
 }

@@ -33,6 +33,12 @@ pub fn at_tsc(tsc: u64) -> u64 {
     if tsc < base { 0 } else { protocol::registers::nanoseconds(tsc, base, loaded!(tsc_multiplier)) }
 }
 
+/// The value of the time-stamp counter at a time.
+pub fn tsc_at(nanoseconds: u64) -> u64 {
+    let ticks = (u128::from(nanoseconds) << 32) / u128::from(loaded!(tsc_multiplier).max(1));
+    loaded!(tsc_base).saturating_add(u64::try_from(ticks).unwrap_or(u64::MAX))
+}
+
 /// Nanoseconds since 1970-01-01 UTC; `None` if the machine has no clock.
 pub fn wall_clock() -> Option<u64> {
     match loaded!(wall_clock) {

@@ -3,6 +3,7 @@
 //! The kernel's part consists of words that VM and kernel write at any time, hence atomics. The rest was
 //! written before the VM ran (and again when the VM becomes a clone), hence volatile reads.
 
+use alloc::{string::String, vec};
 use core::{
     mem::offset_of,
     sync::atomic::{AtomicU64, Ordering},
@@ -75,6 +76,14 @@ pub(super) fn read<T>(read: impl FnOnce(*const RegisterPage) -> T) -> T {
 }
 
 pub(super) use loaded;
+
+/// The text at `offset`, of `length` bytes but at most `limit`.
+pub(super) fn text(offset: usize, length: u16, limit: usize) -> String {
+    let mut bytes = vec![0; usize::from(length).min(limit)];
+    // SAFETY: the two texts of the page lie inside it with their limits, and are written by nobody while the VM runs but the VM.
+    unsafe { core::ptr::copy_nonoverlapping(page().cast::<u8>().add(offset), bytes.as_mut_ptr(), bytes.len()) };
+    String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
+}
 
 /// Takes the random seed: it is 32 zero bytes from then on.
 pub(super) fn take_seed() -> [u8; 32] {

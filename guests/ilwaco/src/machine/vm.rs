@@ -2,7 +2,8 @@
 
 use super::{clock, heap, lines, nic, registers::loaded};
 use alloc::string::String;
-use core::fmt;
+use core::{fmt, mem::offset_of};
+use protocol::registers::{self, RegisterPage};
 
 /// Number of the VM, unique on the machine since boot.
 pub fn id() -> u64 {
@@ -11,16 +12,12 @@ pub fn id() -> u64 {
 
 /// Its name.
 pub fn name() -> String {
-    text(&loaded!(name), loaded!(name_length))
+    super::registers::text(offset_of!(RegisterPage, name), loaded!(name_length), registers::NAME)
 }
 
 /// Its arguments from the system file.
 pub fn arguments() -> String {
-    text(&loaded!(arguments), loaded!(arguments_length))
-}
-
-fn text(bytes: &[u8], length: u16) -> String {
-    String::from_utf8_lossy(&bytes[..usize::from(length).min(bytes.len())]).into_owned()
+    super::registers::text(offset_of!(RegisterPage, arguments), loaded!(arguments_length), registers::ARGUMENTS)
 }
 
 /// A MAC address.

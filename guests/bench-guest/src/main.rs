@@ -1,0 +1,14 @@
+//! A guest that measures from inside what the virtual architecture costs, and prints it on its console.
+//!
+//! The unit is that of the time-stamp counter: instructions in a machine that counts them (`-icount shift=0`), else
+//! cycles. Each result is one line, `BENCH name value unit better key=value...`; the last line is `BENCH guest-done`.
+#![cfg_attr(target_os = "none", no_std, no_main)]
+
+#[cfg(target_os = "none")]
+mod guest;
+
+#[cfg(not(target_os = "none"))]
+fn main() {
+    eprintln!("This is a guest of the isolation kernel; it runs in a virtual machine only.");
+    std::process::exit(2);
+}
