@@ -81,7 +81,7 @@ impl Workspace {
     pub fn libraries(&self) -> Vec<String> {
         let packages = self.metadata.workspace_packages().into_iter();
         let has_library = |package: &&Package| package.targets.iter().any(|target| target.is_kind(TargetKind::Lib));
-        packages.filter(has_library).map(|package| spec(package)).collect()
+        packages.filter(has_library).map(spec).collect()
     }
 
     /// Packages with integration tests, and the tests' names.
