@@ -1,2 +1,21 @@
-//! Not written yet.
+//! The virtual switch, off the metal: everything but the calls of the kernel.
+//!
+//! * [`header`]: what a packet says of itself, and whether a VM may say that.
+//! * [`ports`]: the VMs' ports, by MAC address, IPv4 address and control block.
+//! * [`queue`]: the queue page of a VM's NIC, read as what a stranger wrote.
+//! * [`uplink`]: the rings shared with the network driver.
+//! * [`memory`]: copies between all of them.
+//! * [`switch`]: who is served when, and where packets go.
 #![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+pub mod header;
+pub mod memory;
+pub mod ports;
+pub mod queue;
+pub mod switch;
+pub mod uplink;

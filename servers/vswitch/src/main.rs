@@ -1,0 +1,213 @@
+//! The switch: binds [`vswitch`] to the machine.
+#![cfg_attr(target_os = "none", no_std)]
+#![cfg_attr(not(test), no_main)]
+
+extern crate alloc;
+
+mod machine;
+
+use machine::Machine;
+use protocol::{
+    abi::{NEVER, Target},
+    domain::{Device, Event, EventKind, line},
+    manifest::Resource,
+    service::{
+        VmRef,
+        net_driver::{self, NetDriver},
+        switch::{Request, Response, Switch as SwitchService},
+    },
+};
+use server_runtime::{Answer, Caller, Client, Handler, Startup, clock, hypercall, memory};
+use vswitch::{
+    ports::Refusal,
+    queue::Window,
+    switch::Switch,
+    uplink::{State, Uplink},
+};
+
+server_runtime::entry!(main);
+
+/// Rounds before other work gets its turn.
+const ROUNDS: usize = 8;
+/// Events taken at a time, and how many times before packets are moved.
+const EVENTS: usize = 32;
+const COLLECTS: usize = 32;
+/// Nanoseconds until a driver that did not answer is asked again.
+const RETRY: u64 = 100_000_000;
+/// Bytes of heap for each VM that may be attached.
+const HEAP_PER_VM: u64 = 512;
+
+fn main(startup: Startup) -> ! {
+    let server = Server::new(&startup);
+    server_runtime::run::<SwitchService, _>(server)
+}
+
+/// The network driver, as its client sees it.
+struct Driver {
+    client: Client<NetDriver>,
+    slot: u8,
+    line: u8,
+}
+
+struct Server {
+    switch: Switch,
+    machine: Machine,
+    driver: Option<Driver>,
+    /// When to go on with what is left to do.
+    again: u64,
+    /// When to try the driver again.
+    retry: u64,
+}
+
+impl Server {
+    fn new(startup: &Startup) -> Server {
+        let mut vms = None;
+        let mut packets = None;
+        for (index, held) in startup.resources.iter().enumerate() {
+            match held.resource {
+                Resource::Devices { device } if device == Device::Nic as u8 => vms = Some(held.slot),
+                Resource::Shared { .. } if packets.is_none() => packets = memory::resource(index),
+                _ => {}
+            }
+        }
+        let Some(vms) = vms else {
+            panic!("the system file does not let the switch serve NICs (`doorbells = [\"nic\"]`)");
+        };
+        // The driver may have any name: it is the server called that is neither the pager nor the console.
+        let known = ["swap", "console", "platform", "init"];
+        let driver = startup.channels.iter().find(|channel| !known.contains(&channel.name.as_str()));
+        let driver =
+            driver.map(|channel| Driver { client: Client::new(channel.slot), slot: channel.slot, line: channel.line });
+        let uplink = Uplink::new(packets.filter(|_| driver.is_some()));
+        if driver.is_none() || !uplink.exists() {
+            server_runtime::log!("no network driver, or no packet memory shared with it: VMs reach each other only");
+        }
+        let pager = startup.channel("swap").map(|channel| channel.slot);
+        let mut server = Server {
+            switch: Switch::new((startup.heap / HEAP_PER_VM) as usize, uplink),
+            machine: Machine::new(vms, pager, packets),
+            driver,
+            again: NEVER,
+            retry: NEVER,
+        };
+        server.start_driver();
+        server
+    }
+
+    /// Starts the driver's rings, both sides from zero.
+    fn start_driver(&mut self) {
+        self.retry = NEVER;
+        let Some(driver) = &mut self.driver else {
+            return;
+        };
+        if !self.switch.uplink.exists() {
+            return;
+        }
+        self.switch.uplink.set_state(State::Starting);
+        match driver.client.call(&net_driver::Request::Start) {
+            Ok(net_driver::Response::Started { .. }) => self.switch.uplink.set_state(State::Up),
+            Ok(other) => {
+                server_runtime::log!("no way to the network: the driver answers {other:?}");
+                self.switch.uplink.set_state(State::Absent);
+            }
+            Err(_) => self.retry = clock::now() + RETRY,
+        }
+        // The session is new, and so are the rings.
+        driver.client.take_restarted();
+    }
+
+    /// Some peer was restarted: if it was the driver, its rings begin anew.
+    fn check_driver(&mut self) {
+        let Some(driver) = &mut self.driver else {
+            return;
+        };
+        let answer = driver.client.call(&net_driver::Request::Statistics);
+        if answer.is_err() || driver.client.take_restarted() {
+            self.start_driver();
+        }
+    }
+
+    fn collect(&mut self) {
+        let mut events = [Event::default(); EVENTS];
+        for _ in 0..COLLECTS {
+            let Ok(count @ 1..) = hypercall::collect(Device::Nic as u8, &mut events) else {
+                return;
+            };
+            for event in &events[..count] {
+                if event.kind == EventKind::Doorbell as u32 {
+                    self.switch.rung(VmRef { frame: event.frame, generation: event.generation as u16 });
+                }
+            }
+        }
+        // More of them: the line is raised only when the queue becomes non-empty, so look again by ourselves.
+        self.again = 0;
+    }
+
+    fn work(&mut self) {
+        self.again = NEVER;
+        self.collect();
+        for round in 1..=ROUNDS {
+            let (more, tell) = self.switch.round(&mut self.machine);
+            if tell && let Some(driver) = &self.driver {
+                // A driver that is being restarted is started anew when it is back.
+                let _ = hypercall::raise(Target::slot(driver.slot));
+            }
+            if !more {
+                return;
+            }
+            if round == ROUNDS {
+                self.again = 0;
+            }
+        }
+    }
+}
+
+impl Handler<SwitchService> for Server {
+    fn request(&mut self, _: Caller, request: Request) -> Answer<Response> {
+        let response = match request {
+            Request::Attach { vm, mac, address, queue, length } => {
+                match self.switch.attach(vm, mac, address, Window { address: queue, length }) {
+                    Ok(()) => {
+                        self.again = 0;
+                        Response::Done
+                    }
+                    Err(Refusal::Clash) => Response::Clash,
+                    Err(Refusal::Full) => Response::Full,
+                }
+            }
+            Request::Detach(vm) if self.switch.detach(vm) => Response::Done,
+            Request::Detach(_) => Response::NotFound,
+            Request::Statistics(vm) => match self.switch.counters(vm) {
+                Some(counters) => Response::Statistics {
+                    sent: counters.sent,
+                    received: counters.received,
+                    dropped: counters.dropped,
+                    refused: counters.refused,
+                },
+                None => Response::NotFound,
+            },
+        };
+        Answer::Now(response)
+    }
+
+    fn interrupts(&mut self, lines: u64) {
+        if lines & 1 << line::PEER_RESTARTED != 0 {
+            self.check_driver();
+        }
+        let driver = self.driver.as_ref().map_or(0, |driver| 1 << driver.line);
+        if lines & (1 << line::NIC | 1 << line::PEER_RESTARTED | driver) != 0 {
+            self.work();
+        }
+    }
+
+    fn deadline(&mut self) {
+        if clock::now() >= self.retry {
+            self.start_driver();
+        }
+        self.work();
+    }
+
+    fn next_deadline(&self) -> u64 {
+        self.again.min(self.retry)
+    }
+}

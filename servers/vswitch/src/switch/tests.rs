@@ -1,0 +1,559 @@
+use super::*;
+use crate::header::tests::{arp_packet, ipv4_packet};
+use alloc::{boxed::Box, vec};
+use core::mem::offset_of;
+use proptest::prelude::*;
+use protocol::{
+    nic::{ENTRIES, Indices, QueuePage, RECEIVE_RING, SEND_RING},
+    service::net_driver::{self, RingPage, SHARED_BYTES, receive_buffer, send_buffer},
+};
+use server_runtime::mmio::Region;
+use std::collections::{BTreeMap, BTreeSet};
+
+const BASE: u64 = 0x20_1000;
+const WINDOW: usize = 0x2_0000;
+const BUFFER: usize = 2048;
+const OUTSIDE: Mac = [0x52, 0x55, 10, 0, 2, 2];
+const OUTSIDE_ADDRESS: [u8; 4] = [10, 0, 2, 2];
+const ALL: Mac = [0xff; 6];
+
+fn vm(number: u8) -> VmRef {
+    VmRef { frame: 100 + u32::from(number), generation: 1 }
+}
+fn mac(number: u8) -> Mac {
+    [2, 0, 10, 0, 2, number]
+}
+fn address(number: u8) -> [u8; 4] {
+    [10, 0, 2, number]
+}
+
+type Hook = Box<dyn FnMut(&mut BTreeMap<u32, Vec<u8>>, &Copy)>;
+
+/// The machine: memories of VMs, scratch, uplink.
+struct World {
+    vms: BTreeMap<u32, Vec<u8>>,
+    scratch: Vec<u8>,
+    uplink: Region,
+    raised: Vec<VmRef>,
+    calls: usize,
+    /// Pages that cannot be brought: frame and page number.
+    broken: BTreeSet<(u32, u64)>,
+    /// Called after each copy.
+    hook: Option<Hook>,
+}
+
+impl World {
+    fn is_broken(&self, place: Place, length: usize) -> bool {
+        match place {
+            Place::Vm { vm, address } => {
+                let known = self.vms.contains_key(&vm.frame) && vm.generation == 1;
+                let within = address >= BASE && address.saturating_add(length as u64) <= BASE + WINDOW as u64;
+                let pages = address / 4096..=(address.saturating_add(length as u64 - 1)) / 4096;
+                !known || !within || pages.into_iter().any(|page| self.broken.contains(&(vm.frame, page)))
+            }
+            Place::Scratch(offset) => {
+                assert!(offset + length <= SCRATCH);
+                false
+            }
+            Place::Uplink(offset) => {
+                assert!(offset >= 4096 && offset + length <= SHARED_BYTES);
+                false
+            }
+        }
+    }
+}
+
+impl Memory for World {
+    fn copy(&mut self, copies: &[Copy], fates: &mut Vec<Fate>) {
+        self.calls += 1;
+        for copy in copies {
+            assert!(copy.length > 0);
+            if self.is_broken(copy.from, copy.length) {
+                fates.push(Fate::SourceFailed);
+                continue;
+            }
+            if self.is_broken(copy.to, copy.length) {
+                fates.push(Fate::DestinationFailed);
+                continue;
+            }
+            let mut bytes = vec![0; copy.length];
+            match copy.from {
+                Place::Vm { vm, address } => {
+                    bytes.copy_from_slice(&self.vms[&vm.frame][(address - BASE) as usize..][..copy.length]);
+                }
+                Place::Scratch(offset) => bytes.copy_from_slice(&self.scratch[offset..][..copy.length]),
+                Place::Uplink(offset) => self.uplink.copy_out(offset, &mut bytes),
+            }
+            match copy.to {
+                Place::Vm { vm, address } => {
+                    let memory = self.vms.get_mut(&vm.frame).unwrap();
+                    memory[(address - BASE) as usize..][..copy.length].copy_from_slice(&bytes);
+                }
+                Place::Scratch(offset) => self.scratch[offset..][..copy.length].copy_from_slice(&bytes),
+                Place::Uplink(offset) => self.uplink.copy_in(offset, &bytes),
+            }
+            fates.push(Fate::Done);
+            if let Some(hook) = &mut self.hook {
+                hook(&mut self.vms, copy);
+            }
+        }
+    }
+    fn scratch(&mut self) -> &mut [u8] {
+        &mut self.scratch
+    }
+    fn raise(&mut self, vm: VmRef) {
+        self.raised.push(vm);
+    }
+}
+
+/// The switch, its world, and what the VMs and the driver know.
+struct Bench {
+    switch: Switch,
+    world: World,
+    filled: BTreeMap<u8, u32>,
+    offered: BTreeMap<u8, u32>,
+    read: BTreeMap<u8, u32>,
+    driver_sent: u32,
+    driver_arrived: u32,
+}
+
+impl Bench {
+    fn new(numbers: impl IntoIterator<Item = u8>) -> Bench {
+        let uplink = Region::of(vec![0; SHARED_BYTES / 8].leak());
+        let world = World {
+            vms: BTreeMap::new(),
+            scratch: vec![0; SCRATCH],
+            uplink,
+            raised: Vec::new(),
+            calls: 0,
+            broken: BTreeSet::new(),
+            hook: None,
+        };
+        let mut switch = Switch::new(1000, Uplink::new(Some(uplink)));
+        switch.uplink.set_state(State::Up);
+        let (filled, offered, read) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let mut bench = Bench { switch, world, filled, offered, read, driver_sent: 0, driver_arrived: 0 };
+        for number in numbers {
+            bench.add(number);
+        }
+        bench.run();
+        bench.world.raised.clear();
+        bench
+    }
+
+    fn add(&mut self, number: u8) {
+        self.world.vms.insert(vm(number).frame, vec![0; WINDOW]);
+        self.attach(number);
+        self.offer(number, 8);
+    }
+
+    fn attach(&mut self, number: u8) {
+        let window = Window { address: BASE, length: WINDOW as u64 };
+        self.switch.attach(vm(number), mac(number), address(number), window).unwrap();
+    }
+
+    fn memory(&mut self, number: u8) -> &mut Vec<u8> {
+        self.world.vms.get_mut(&vm(number).frame).unwrap()
+    }
+
+    fn write(&mut self, number: u8, offset: usize, bytes: &[u8]) {
+        self.memory(number)[offset..][..bytes.len()].copy_from_slice(bytes);
+    }
+
+    fn word(&self, number: u8, offset: usize) -> u32 {
+        u32::from_le_bytes(*self.world.vms[&vm(number).frame][offset..].first_chunk().unwrap())
+    }
+
+    fn entry(&mut self, number: u8, ring: usize, index: u32, address: u64, length: u32) {
+        let offset = ring + index as usize % ENTRIES * 16;
+        self.write(number, offset, &address.to_le_bytes());
+        self.write(number, offset + 8, &length.to_le_bytes());
+    }
+
+    /// A VM offers `count` more buffers.
+    fn offer(&mut self, number: u8, count: u32) {
+        for _ in 0..count {
+            let index = self.offered.get(&number).copied().unwrap_or(0);
+            let address = BASE + 0x1000 + u64::from(index % ENTRIES as u32) * BUFFER as u64;
+            self.entry(number, RECEIVE_RING, index, address, BUFFER as u32);
+            self.offered.insert(number, index + 1);
+            self.write(number, offset_of!(Indices, offered), &(index + 1).to_le_bytes());
+        }
+    }
+
+    /// A VM puts a packet up.
+    fn put(&mut self, number: u8, packet: &[u8]) {
+        let index = self.filled.get(&number).copied().unwrap_or(0);
+        let offset = 0x11000 + index as usize % ENTRIES * 1600;
+        self.write(number, offset, packet);
+        self.entry(number, SEND_RING, index, BASE + offset as u64, packet.len() as u32);
+        self.filled.insert(number, index + 1);
+        self.write(number, offset_of!(Indices, sent_filled), &(index + 1).to_le_bytes());
+        self.switch.rung(vm(number));
+    }
+
+    /// What a VM has received.
+    fn received(&mut self, number: u8) -> Vec<Vec<u8>> {
+        let arrived = self.word(number, offset_of!(Indices, arrived));
+        let mut packets = Vec::new();
+        let read = self.read.get(&number).copied().unwrap_or(0);
+        for index in read..arrived {
+            let length = self.word(number, receive_length(index)) as usize;
+            let offset = 0x1000 + index as usize % ENTRIES * BUFFER;
+            packets.push(self.memory(number)[offset..][..length].to_vec());
+        }
+        self.read.insert(number, arrived);
+        packets
+    }
+
+    fn own(&self, number: u8) -> Own {
+        Page(&self.world.vms[&vm(number).frame]).own()
+    }
+
+    /// The driver sends at most `most` packets.
+    fn drive(&mut self, most: usize) -> Vec<Vec<u8>> {
+        let filled = self.world.uplink.read_u32(offset_of!(RingPage, sent_filled));
+        let mut packets = Vec::new();
+        while self.driver_sent != filled && packets.len() < most {
+            let entry = self.driver_sent as usize % net_driver::ENTRIES;
+            let length = self.world.uplink.read_u32(offset_of!(RingPage, send) + entry * 4) as usize;
+            let mut packet = vec![0; length];
+            self.world.uplink.copy_out(send_buffer(entry) + net_driver::HEADROOM, &mut packet);
+            packets.push(packet);
+            self.driver_sent = self.driver_sent.wrapping_add(1);
+        }
+        self.world.uplink.write_u32(offset_of!(RingPage, sent_taken), self.driver_sent);
+        packets
+    }
+
+    /// A packet comes from the network.
+    fn arrive(&mut self, packet: &[u8]) {
+        let entry = self.driver_arrived as usize % net_driver::ENTRIES;
+        self.world.uplink.copy_in(receive_buffer(entry) + net_driver::HEADROOM, packet);
+        self.world.uplink.write_u32(offset_of!(RingPage, receive) + entry * 4, packet.len() as u32);
+        self.driver_arrived = self.driver_arrived.wrapping_add(1);
+        self.world.uplink.write_u32(offset_of!(RingPage, arrived), self.driver_arrived);
+    }
+
+    /// Rounds until there is nothing to do; returns how many.
+    fn run(&mut self) -> usize {
+        for rounds in 0..10_000 {
+            if !self.switch.round(&mut self.world).0 {
+                return rounds;
+            }
+        }
+        panic!("the switch never comes to rest");
+    }
+}
+
+fn out(number: u8, length: usize) -> Vec<u8> {
+    ipv4_packet(mac(number), OUTSIDE, address(number), OUTSIDE_ADDRESS, length)
+}
+fn between(from: u8, to: u8, length: usize) -> Vec<u8> {
+    ipv4_packet(mac(from), mac(to), address(from), address(to), length)
+}
+
+#[test]
+fn packets_go_out_whole_and_in_order() {
+    let mut bench = Bench::new([15]);
+    let packets: Vec<_> = [42, 60, 63, 64, 65, 1000, 1514].into_iter().map(|length| out(15, length)).collect();
+    packets.iter().for_each(|packet| bench.put(15, packet));
+    bench.run();
+    assert_eq!(bench.drive(100), packets);
+    assert_eq!((bench.own(15).taken, bench.own(15).refused), (7, 0));
+    assert_eq!(bench.world.raised, [vm(15)]);
+}
+
+#[test]
+fn packets_from_the_network_find_their_vm() {
+    let mut bench = Bench::new([15, 16]);
+    let packet = ipv4_packet(OUTSIDE, mac(16), OUTSIDE_ADDRESS, address(16), 600);
+    bench.arrive(&packet);
+    bench.arrive(&arp_packet(1, OUTSIDE, ALL, OUTSIDE_ADDRESS, address(15)));
+    bench.run();
+    assert_eq!(bench.received(16), [packet]);
+    assert_eq!(bench.received(15).len(), 1);
+    assert_eq!(bench.world.raised.len(), 2);
+    assert_eq!(bench.world.uplink.read_u32(offset_of!(RingPage, received_taken)), 2);
+}
+
+#[test]
+fn nothing_is_flooded() {
+    let mut bench = Bench::new([15, 16]);
+    bench.arrive(&ipv4_packet(OUTSIDE, ALL, OUTSIDE_ADDRESS, [255; 4], 100));
+    bench.arrive(&arp_packet(1, OUTSIDE, ALL, OUTSIDE_ADDRESS, [10, 0, 2, 99]));
+    bench.arrive(&ipv4_packet(OUTSIDE, mac(99), OUTSIDE_ADDRESS, address(99), 100));
+    bench.arrive(&ipv4_packet(mac(15), mac(16), address(15), address(16), 100));
+    bench.arrive(&[0; 14]);
+    bench.run();
+    assert!(bench.received(15).is_empty() && bench.received(16).is_empty());
+    assert_eq!(bench.switch.lost(), Lost { unknown: 2, multicast: 2, forged: 1, no_uplink: 0 });
+}
+
+#[test]
+fn vms_talk_to_each_other_without_the_network() {
+    let mut bench = Bench::new([15, 16]);
+    let ask = arp_packet(1, mac(15), ALL, address(15), address(16));
+    let answer = arp_packet(2, mac(16), mac(15), address(16), address(15));
+    let data = between(15, 16, 1514);
+    bench.put(15, &ask);
+    bench.put(16, &answer);
+    bench.put(15, &data);
+    bench.run();
+    assert_eq!(bench.received(16), [ask, data]);
+    assert_eq!(bench.received(15), [answer]);
+    assert!(bench.drive(100).is_empty());
+    let raised: BTreeSet<_> = bench.world.raised.iter().map(|vm| vm.frame).collect();
+    assert_eq!((raised.len(), bench.world.raised.len()), (2, 2), "each is told once");
+}
+
+#[test]
+fn a_vm_without_a_buffer_loses_and_its_peer_does_not_wait() {
+    let mut bench = Bench::new([15, 16]);
+    (0..20).for_each(|number| bench.put(15, &between(15, 16, 100 + number)));
+    bench.run();
+    assert_eq!(bench.received(16).len(), 8);
+    assert_eq!((bench.own(16).dropped, bench.own(15).taken), (12, 20));
+    bench.offer(16, 3);
+    bench.put(15, &between(15, 16, 99));
+    bench.run();
+    assert_eq!(bench.received(16), [between(15, 16, 99)]);
+    let counters = bench.switch.counters(vm(16)).unwrap();
+    assert_eq!((counters.received, counters.dropped), (9, 12));
+}
+
+#[test]
+fn what_may_not_be_sent_is_refused() {
+    let mut bench = Bench::new([15, 16]);
+    bench.put(15, &ipv4_packet(mac(16), OUTSIDE, address(15), OUTSIDE_ADDRESS, 100));
+    bench.put(15, &ipv4_packet(mac(15), OUTSIDE, address(16), OUTSIDE_ADDRESS, 100));
+    bench.put(15, &arp_packet(2, mac(15), OUTSIDE, address(16), OUTSIDE_ADDRESS));
+    bench.put(15, &[0; 13]);
+    bench.put(15, &vec![0; 1515]);
+    bench.put(15, &out(15, 200));
+    bench.run();
+    assert_eq!(bench.drive(100), [out(15, 200)]);
+    assert_eq!((bench.own(15).taken, bench.own(15).refused), (6, 5));
+}
+
+#[test]
+fn a_packet_changed_after_the_check_is_sent_as_it_was_checked() {
+    let mut bench = Bench::new([15, 16]);
+    let (first, second) = (out(15, 300), between(15, 16, 300));
+    bench.put(15, &first);
+    bench.put(15, &second);
+    // As soon as the beginning of a packet was read, the VM overwrites it in its memory.
+    bench.world.hook = Some(Box::new(|vms, copy| {
+        if let (Place::Vm { vm: from, address }, Place::Scratch(HEADERS..RECEIVERS)) = (copy.from, copy.to) {
+            vms.get_mut(&from.frame).unwrap()[(address - BASE) as usize..][..LOOK].fill(0xee);
+        }
+    }));
+    bench.run();
+    assert_eq!(bench.drive(100), [first]);
+    assert_eq!(bench.received(16), [second]);
+}
+
+#[test]
+fn everybody_gets_a_turn() {
+    let mut bench = Bench::new(1..=20);
+    for _ in 0..32 {
+        bench.put(1, &out(1, 1000));
+    }
+    (2..=20).for_each(|number| bench.put(number, &out(number, 60)));
+    // Three rounds of eight VMs: all twenty, and the first again.
+    for _ in 0..3 {
+        bench.switch.round(&mut bench.world);
+    }
+    let sent = bench.drive(1000);
+    for number in 2..=20 {
+        assert!(sent.contains(&out(number, 60)), "VM {number} has waited behind a flood");
+    }
+    assert_eq!(sent.len(), 19 + 2 * PACKETS);
+}
+
+#[test]
+fn a_slow_driver_holds_packets_back_and_loses_none() {
+    let mut bench = Bench::new(1..=10);
+    let mut expected = Vec::new();
+    for index in 0..20 {
+        for number in 1..=10 {
+            let packet = out(number, 100 + index);
+            bench.put(number, &packet);
+            expected.push(packet);
+        }
+    }
+    bench.run();
+    let held = net_driver::ENTRIES;
+    assert_eq!((1..=10).map(|number| bench.own(number).taken).sum::<u32>() as usize, held);
+    let mut sent = Vec::new();
+    while sent.len() < expected.len() {
+        let more = bench.drive(7);
+        assert!(!more.is_empty(), "stuck after {}", sent.len());
+        sent.extend(more);
+        bench.run();
+    }
+    for number in 1..=10 {
+        let of = |packets: &[Vec<u8>]| packets.iter().filter(|p| p[11] == number).cloned().collect::<Vec<_>>();
+        assert_eq!(of(&sent), of(&expected), "VM {number}");
+    }
+}
+
+#[test]
+fn local_packets_behind_a_held_one_stay_in_order() {
+    let mut bench = Bench::new([15, 16]);
+    bench.switch.uplink.set_state(State::Starting);
+    bench.put(16, &between(16, 15, 70));
+    bench.put(15, &between(15, 16, 60));
+    bench.put(15, &out(15, 61));
+    bench.put(15, &between(15, 16, 62));
+    bench.run();
+    assert_eq!(bench.received(16), [between(15, 16, 60)]);
+    assert_eq!(bench.received(15), [between(16, 15, 70)]);
+    bench.switch.uplink.set_state(State::Up);
+    bench.run();
+    assert_eq!(bench.received(16), [between(15, 16, 62)]);
+    assert_eq!(bench.drive(9), [out(15, 61)]);
+}
+
+#[test]
+fn without_a_driver_packets_for_the_network_are_lost() {
+    let mut bench = Bench::new([15]);
+    bench.switch.uplink.set_state(State::Starting);
+    bench.put(15, &out(15, 61));
+    bench.run();
+    assert_eq!(bench.own(15).taken, 0);
+    bench.switch.uplink.set_state(State::Absent);
+    bench.run();
+    assert_eq!((bench.own(15).taken, bench.switch.lost().no_uplink), (1, 1));
+}
+
+#[test]
+fn a_page_that_cannot_be_brought_costs_its_owner() {
+    let mut bench = Bench::new([15, 16, 17]);
+    // The second packet of 15 lies in a page that cannot be had, but its beginning does not.
+    for length in [300, 1514, 302] {
+        bench.put(15, &between(15, 16, length));
+    }
+    bench.put(15, &out(15, 303));
+    let second = BASE + 0x11000 + 1600;
+    bench.entry(15, SEND_RING, 1, (second & !0xfff) + 0x1000 - 100, 1514);
+    let packet = between(15, 16, 1514);
+    let offset = ((second & !0xfff) + 0x1000 - 100 - BASE) as usize;
+    bench.write(15, offset, &packet[..100]);
+    bench.put(17, &between(17, 16, 400));
+    bench.world.broken.insert((vm(15).frame, (second >> 12) + 1));
+    // The third packet must not lie there too.
+    bench.write(15, 0x1e000, &between(15, 16, 302));
+    bench.entry(15, SEND_RING, 2, BASE + 0x1e000, 302);
+    bench.write(15, 0x1f000, &out(15, 303));
+    bench.entry(15, SEND_RING, 3, BASE + 0x1f000, 303);
+    bench.run();
+    let mut received = bench.received(16);
+    received.retain(|packet| packet[11] == 15);
+    assert_eq!(received, [between(15, 16, 300), between(15, 16, 302)]);
+    assert_eq!(bench.drive(9), [out(15, 303)]);
+    assert_eq!((bench.own(15).taken, bench.own(15).refused, bench.own(17).taken), (4, 1, 1));
+
+    // A receiver's buffer that cannot be had: it alone loses.
+    let mut bench = Bench::new([15, 16, 17]);
+    bench.world.broken.insert((vm(16).frame, (BASE + 0x1000) >> 12));
+    bench.put(15, &between(15, 16, 100));
+    bench.put(15, &between(15, 17, 101));
+    bench.run();
+    assert_eq!(bench.received(17), [between(15, 17, 101)]);
+    assert_eq!((bench.own(15).refused, bench.own(16).dropped, bench.own(16).arrived), (0, 1, 0));
+}
+
+#[test]
+fn a_new_switch_goes_on_where_the_old_one_was() {
+    let mut bench = Bench::new([15, 16]);
+    (0..5).for_each(|_| bench.put(15, &between(15, 16, 100)));
+    bench.run();
+    assert_eq!(bench.received(16).len(), 5);
+    bench.switch = Switch::new(10, Uplink::new(Some(bench.world.uplink)));
+    bench.put(15, &between(15, 16, 200));
+    bench.attach(15);
+    bench.attach(16);
+    bench.run();
+    assert_eq!(bench.received(16), [between(15, 16, 200)]);
+    assert_eq!(bench.own(15).taken, 6);
+}
+
+#[test]
+fn a_detached_vm_is_forgotten() {
+    let mut bench = Bench::new([15, 16]);
+    bench.put(15, &between(15, 16, 100));
+    assert!(bench.switch.detach(vm(15)) && !bench.switch.detach(vm(15)));
+    bench.run();
+    assert!(bench.received(16).is_empty());
+    bench.switch.rung(vm(15));
+    bench.add(17);
+    bench.put(17, &between(17, 16, 100));
+    bench.run();
+    assert_eq!(bench.received(16), [between(17, 16, 100)]);
+}
+
+#[test]
+fn a_round_costs_few_calls() {
+    let mut bench = Bench::new(1..=8);
+    for number in 1..=8 {
+        (0..8).for_each(|_| bench.put(number, &between(number, number % 8 + 1, 1000)));
+    }
+    bench.world.calls = 0;
+    bench.switch.round(&mut bench.world);
+    assert_eq!(bench.world.calls, 5, "64 packets, five batches");
+    assert_eq!((1..=8).map(|number| bench.received(number).len()).sum::<usize>(), 64);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Whatever 15 and 16 write into their pages, 17 gets its packets, nobody's memory changes beyond the buffers that it
+    /// offered and the switch's part of its queue page, and nothing forged leaves.
+    #[test]
+    fn hostile_pages_harm_nobody_else(
+        writes in prop::collection::vec(
+            (15u8..=16, prop_oneof![0usize..1200, 0usize..0x3000], prop_oneof![
+                any::<u32>(), 0u32..70, (BASE as u32)..(BASE as u32 + 0x3000), Just(0x0008_0000u32),
+            ]),
+            1..300,
+        ),
+        every in 1usize..20,
+    ) {
+        let mut bench = Bench::new([15, 16, 17, 18]);
+        let before = bench.world.vms[&vm(18).frame].clone();
+        let mut expected = Vec::new();
+        for (step, (number, offset, value)) in writes.into_iter().enumerate() {
+            bench.write(number, offset / 4 * 4, &value.to_le_bytes());
+            bench.switch.rung(vm(number));
+            if step % every == 0 {
+                bench.run();
+                bench.offer(17, 8u32.saturating_sub(bench.offered[&17] - bench.own(17).arrived));
+                let packet = between(18, 17, 60 + step);
+                bench.put(18, &packet);
+                expected.push(packet);
+                bench.run();
+            }
+            for packet in bench.drive(usize::MAX) {
+                let header = Header::read(&packet).unwrap();
+                let number = header.source[5];
+                prop_assert!((15..=16).contains(&number) && header.is_from(mac(number), address(number)));
+            }
+        }
+        bench.run();
+        let mut received = bench.received(17);
+        received.retain(|packet| packet[11] == 18);
+        prop_assert!(expected.ends_with(&received[received.len().saturating_sub(8)..]));
+        // 18 received nothing unless somebody sent it something true.
+        let after = bench.world.vms[&vm(18).frame].clone();
+        if bench.own(18).arrived == 0 {
+            let own = SWITCH_INDICES..SWITCH_INDICES + Own::LENGTH;
+            let buffers = size_of::<QueuePage>()..0x11000;
+            for (offset, (old, new)) in before.iter().zip(&after).enumerate() {
+                let written = own.contains(&offset) || offset < 8 || (SEND_RING..RECEIVE_RING).contains(&offset) || offset >= 0x11000;
+                prop_assert!(old == new || written, "{offset:#x}");
+                prop_assert!(!buffers.contains(&offset) || old == new);
+            }
+        }
+    }
+}
