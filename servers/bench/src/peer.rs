@@ -4,9 +4,9 @@ use bench::{
     HANDLED, SHARED, label,
     service::{Echo, Request, Response},
 };
-use hypercall::{Incoming, Outgoing, Woken};
+use hypercall::{Incoming, Outgoing, Token, Woken};
 use protocol::abi::{NEVER, Target};
-use server_runtime::{Answer, Caller, Handler, Startup, clock::rdtsc, memory, mmio::Region};
+use server_runtime::{Answer, Caller, Handler, Startup, clock::rdtsc, memory};
 
 /// Answers for ever. What it cannot make sense of it answers with nothing or 0.
 pub fn run(startup: &Startup) -> ! {
@@ -22,10 +22,16 @@ pub fn run(startup: &Startup) -> ! {
                 let word = word(&message).to_le_bytes();
                 hypercall::reply_wait(Some((token, Outgoing::new(label::ECHO, &word))), None, NEVER)
             }
-            Ok(other) => {
-                handle(&other, client, &shared);
+            Ok(Woken::Interrupts(_)) => {
+                shared.write_u64(HANDLED, rdtsc());
+                let _ = hypercall::raise(client);
                 hypercall::wait(None, NEVER)
             }
+            Ok(Woken::Message { token: Some(token), message, .. }) => {
+                take_part(token, message.label, word(&message), client);
+                hypercall::wait(None, NEVER)
+            }
+            Ok(Woken::Message { token: None, .. } | Woken::Deadline) => hypercall::wait(None, NEVER),
             Err(error) => panic!("cannot wait for messages: {error}"),
         }
     }
@@ -37,28 +43,18 @@ fn word(message: &Incoming) -> u64 {
     message.short().and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_le_bytes)
 }
 
-/// Does what is not an echo. Answers that the kernel refuses are the client's loss alone.
-#[inline]
-fn handle(woken: &Woken, client: Target, shared: &Region) {
-    match woken {
-        Woken::Interrupts(_) => {
-            shared.write_u64(HANDLED, rdtsc());
-            let _ = hypercall::raise(client);
-        }
-        Woken::Message { token: Some(token), message, .. } => {
-            let _ = hypercall::reply(*token, Outgoing::new(message.label, &[]));
-            match message.label {
-                label::ROUNDS => {
-                    for _ in 0..word(message) {
-                        hypercall::idle(NEVER);
-                        let _ = hypercall::raise(client);
-                    }
-                }
-                label::SERVE => server_runtime::run::<Echo, _>(Server),
-                _ => {}
+/// Answers what is not an echo, and does it. An answer that the kernel refuses is the client's loss alone.
+fn take_part(token: Token, label: u8, word: u64, client: Target) {
+    let _ = hypercall::reply(token, Outgoing::new(label, &[]));
+    match label {
+        label::ROUNDS => {
+            for _ in 0..word {
+                hypercall::idle(NEVER);
+                let _ = hypercall::raise(client);
             }
         }
-        Woken::Message { token: None, .. } | Woken::Deadline => {}
+        label::SERVE => server_runtime::run::<Echo, _>(Server),
+        _ => {}
     }
 }
 
