@@ -85,7 +85,7 @@ pub enum Number {
     DebugWrite = 24,
     /// Sets the page-aligned address `rdi` of the own buffer for long messages.
     SetBuffer = 25,
-    /// Sets the own stop clock: raises line [`crate::domain::line::TIMER`] at the deadline `rdi`.
+    /// *guest* Sets the own stop clock: raises line [`crate::domain::line::TIMER`] at the deadline `rdi`.
     SetTimer = 26,
     /// Reads figures of the domain `rdi` ([`Target`]) into [`crate::domain::Usage`] at `rsi`.
     DomainUsage = 27,
