@@ -169,11 +169,10 @@ impl<M: Machine> Platform<M> {
         let device = &function.device;
         device.quiesce(&self.machine);
         if core::mem::replace(&mut function.used, true) {
-            // Its last driver died, and the device may still know addresses of that driver's memory.
+            // Its last driver died, and the device may still know addresses of that driver's memory. If it cannot be reset
+            // by itself, the new driver does that, and until then it does not master the bus.
             let machine = &self.machine;
-            if !device.reset(machine, || machine.wait_for_reset()) {
-                machine.log(format_args!("{} cannot be reset by itself; its driver has to", device.address));
-            }
+            device.reset(machine, || machine.wait_for_reset());
         }
         function.claimed = true;
         client.claims.push(place);

@@ -4,7 +4,7 @@
 //! packet lies in the room that every packet buffer has there. One descriptor is one buffer, so the queues are exactly as
 //! long as the rings.
 
-use alloc::boxed::Box;
+use alloc::{boxed::Box, vec, vec::Vec};
 use bitflags::bitflags;
 use net_driver::{Buffer, NetDriver, Problem, pci::Interrupt};
 use protocol::service::net_driver::{BUFFER, ENTRIES, HEADROOM};
@@ -67,7 +67,7 @@ type Queue = VirtQueue<Memory, ENTRIES>;
 /// A queue and what each of its descriptors stands for.
 struct Ring {
     queue: Box<Queue>,
-    entries: [Option<(usize, Buffer, usize)>; ENTRIES],
+    entries: Vec<Option<(usize, Buffer, usize)>>,
     /// Whether buffers were added that the device was not told of.
     added: bool,
 }
@@ -76,7 +76,7 @@ impl Ring {
     fn new(wire: &mut impl Wire, index: u16) -> Result<Ring, Problem> {
         let queue = Queue::new(wire, index, false, false)
             .map_err(|error| alloc::format!("queue {index} of {ENTRIES} entries: {error}"))?;
-        Ok(Ring { queue: Box::new(queue), entries: [None; ENTRIES], added: false })
+        Ok(Ring { queue: Box::new(queue), entries: vec![None; ENTRIES], added: false })
     }
 
     fn remember(&mut self, token: virtio_drivers::Result<u16>, entry: usize, buffer: Buffer, length: usize) {
