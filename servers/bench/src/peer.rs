@@ -14,25 +14,31 @@ pub fn run(startup: &Startup) -> ! {
     let Some(client) = startup.clients.first().map(|client| Target::slot(client.slot)) else {
         panic!("there is no client");
     };
-    let mut woken = hypercall::wait(None, NEVER);
     loop {
-        woken = match woken {
-            // The loop of a server: this answer goes with the wait for the next request.
-            Ok(Woken::Message { token: Some(token), message, .. }) if message.label == label::ECHO => {
-                let word = word(&message).to_le_bytes();
-                hypercall::reply_wait(Some((token, Outgoing::new(label::ECHO, &word))), None, NEVER)
-            }
+        match echo() {
             Ok(Woken::Interrupts(_)) => {
                 shared.write_u64(HANDLED, rdtsc());
                 let _ = hypercall::raise(client);
-                hypercall::wait(None, NEVER)
             }
             Ok(Woken::Message { token: Some(token), message, .. }) => {
                 take_part(token, message.label, word(&message), client);
-                hypercall::wait(None, NEVER)
             }
-            Ok(Woken::Message { token: None, .. } | Woken::Deadline) => hypercall::wait(None, NEVER),
+            Ok(Woken::Message { token: None, .. } | Woken::Deadline) => {}
             Err(error) => panic!("cannot wait for messages: {error}"),
+        }
+    }
+}
+
+/// The loop of a server, whose answer goes with the wait for the next request; ends at what is not an echo.
+fn echo() -> hypercall::Result<Woken> {
+    let mut woken = hypercall::wait(None, NEVER);
+    loop {
+        match woken {
+            Ok(Woken::Message { token: Some(token), message, .. }) if message.label == label::ECHO => {
+                let word = word(&message).to_le_bytes();
+                woken = hypercall::reply_wait(Some((token, Outgoing::new(label::ECHO, &word))), None, NEVER);
+            }
+            other => return other,
         }
     }
 }

@@ -4,6 +4,7 @@ use crate::{
     buffer, client, clock,
     message::{self, Inbound},
 };
+use alloc::boxed::Box;
 use hypercall::{Outgoing, Token, Woken};
 use protocol::{
     abi::{Error, LONG_MESSAGE, NEVER},
@@ -58,8 +59,9 @@ pub trait Handler<S: Service> {
 /// opens its session.
 pub fn run<S: Service, H: Handler<S>>(mut handler: H) -> ! {
     let key = S::key();
-    let mut request = [0; LONG_MESSAGE];
-    let mut response = [0; LONG_MESSAGE];
+    // On the heap, to leave the stack to the handler.
+    let mut request = Box::new([0; LONG_MESSAGE]);
+    let mut response = Box::new([0; LONG_MESSAGE]);
     // What to answer with the next wait: token, label, bytes in `response`, slot to give.
     let mut answer: Option<(Token, u8, usize, Option<u8>)> = None;
     loop {
