@@ -3,7 +3,8 @@
 //!
 //! The trampoline runs on the interrupted stack, below the red zone, and returns without a trap: it copies what the
 //! kernel saved into a frame of its own, enables interrupts, looks once more for lines that became pending
-//! meanwhile, and leaves by `iretq`. An interrupt that is delivered in between nests, on its own frame.
+//! meanwhile, and leaves by `popfq` and `ret`. An interrupt that is delivered in between nests, on its own frame. (`iretq`
+//! would do it in one instruction, but QEMU before 8 takes its reads of the stack for the kernel's and faults under SMAP.)
 //!
 //! This module also is the VM's critical section: disabling virtual interrupts is a store to the register page.
 
@@ -86,7 +87,8 @@ const SAVED_FLAGS: u64 = SPACE_BASE + offset_of!(RegisterPage, saved_flags) as u
 #[unsafe(naked)]
 extern "C" fn trampoline() {
     core::arch::naked_asm!(
-        // Room for the frame of iretq: instruction, code segment, flags, stack, stack segment.
+        // Room for the address of the way back, 40 bytes below. Flags and instruction go to the 16 bytes under the red zone of
+        // the interrupted stack S: they lie at least 24 bytes above that address, for rsp is now at most S - 128.
         "lea rsp, [rsp - 40]",
         "push rax",
         "push rcx",
@@ -99,16 +101,13 @@ extern "C" fn trampoline() {
         "push r11",
         "push rbp",
         "mov rbp, rsp",
-        "mov rax, [{instruction}]",
-        "mov [rbp + 80], rax",
-        "mov eax, cs",
-        "mov [rbp + 88], rax",
+        "mov rcx, [{stack}]",
+        "sub rcx, 144",
+        "mov [rbp + 80], rcx",
         "mov rax, [{flags}]",
-        "mov [rbp + 96], rax",
-        "mov rax, [{stack}]",
-        "mov [rbp + 104], rax",
-        "mov eax, ss",
-        "mov [rbp + 112], rax",
+        "mov [rcx], rax",
+        "mov rax, [{instruction}]",
+        "mov [rcx + 8], rax",
         // The floating-point and SSE registers; fxsave wants 16-byte alignment.
         "and rsp, -16",
         "sub rsp, 512",
@@ -136,7 +135,9 @@ extern "C" fn trampoline() {
         "pop rdx",
         "pop rcx",
         "pop rax",
-        "iretq",
+        "mov rsp, [rsp]",
+        "popfq",
+        "ret 128",
         instruction = const SAVED_INSTRUCTION,
         stack = const SAVED_STACK,
         flags = const SAVED_FLAGS,
