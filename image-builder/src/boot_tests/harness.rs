@@ -181,12 +181,27 @@ impl<'a> Context<'a> {
     }
 }
 
-/// Whether a line of the console tells that a VM has ended or was stopped.
+/// Whether a line of the console tells that a VM has ended or was stopped. What a VM writes itself, behind its
+/// name and a bar, does not count.
 pub fn tells_end(line: &str, vm: &str) -> bool {
-    let words = line.split_once(&format!("loader: vm {vm} ")).map(|(_, words)| words);
-    words.is_some_and(|words| words.starts_with("stopped") || words.starts_with("ended"))
+    let Some((before, words)) = line.split_once(&format!("loader: vm {vm} ")) else { return false };
+    !before.contains('|') && (words.starts_with("stopped") || words.starts_with("ended"))
 }
 
 fn quoted(words: &[&str]) -> String {
     words.iter().map(|word| format!("`{word}`")).collect::<Vec<_>>().join(" and ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_loader_tells_the_end_of_a_vm() {
+        assert!(tells_end("denali> loader: vm web-1 stopped: divide error at 0x20d079", "web-1"));
+        assert!(tells_end("loader: vm web-1 ended with code 0", "web-1"));
+        assert!(!tells_end("loader: vm web-12 ended with code 0", "web-1"));
+        assert!(!tells_end("loader: vm web-1 has no network", "web-1"));
+        assert!(!tells_end("vm liar| loader: vm web-1 stopped: by me", "web-1"));
+    }
 }
