@@ -2,16 +2,22 @@
 
 use std::time::{Duration, Instant};
 
+use ureq::Agent;
+
 use crate::interrupt;
 
 /// Pause between two attempts.
-const PAUSE: Duration = Duration::from_millis(100);
+const PAUSE: Duration = Duration::from_millis(50);
+/// How long the first attempt may take.
+const FIRST_PATIENCE: Duration = Duration::from_millis(150);
+/// How long an attempt may take after many.
+const LAST_PATIENCE: Duration = Duration::from_secs(5);
 
 /// An answer.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Page {
     /// Status code.
-    pub status: i32,
+    pub status: u16,
     /// Body.
     pub body: Vec<u8>,
 }
@@ -25,21 +31,28 @@ impl Page {
 
 /// One GET request to a port of this host. The error says in words what went wrong.
 pub fn get(port: u16, path: &str, limit: Duration) -> Result<Page, String> {
-    let seconds = limit.as_secs().max(1);
-    let request = minreq::get(format!("http://127.0.0.1:{port}{path}")).with_timeout(seconds);
-    let response = request.send().map_err(|error| error.to_string())?;
-    Ok(Page { status: response.status_code, body: response.into_bytes() })
+    let config = Agent::config_builder().timeout_global(Some(limit)).http_status_as_error(false);
+    let agent = config.max_idle_connections(0).build().new_agent();
+    let response = agent.get(format!("http://127.0.0.1:{port}{path}")).call();
+    let mut response = response.map_err(|error| error.to_string())?;
+    let body = response.body_mut().read_to_vec().map_err(|error| error.to_string())?;
+    Ok(Page { status: response.status().into(), body })
 }
 
 /// Asks again and again until there is an answer, the time is up, or the user pressed Ctrl-C.
+///
+/// QEMU accepts a connection before the VM is there, and repeats its own attempts to reach the VM at growing
+/// intervals. So the first requests are given up soon and made anew; later ones have more patience.
 pub fn wait(port: u16, path: &str, deadline: Instant) -> Result<Page, String> {
+    let mut patience = FIRST_PATIENCE;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        let result = get(port, path, left.min(Duration::from_secs(3)));
+        let result = get(port, path, left.min(patience));
         if result.is_ok() || Instant::now() + PAUSE >= deadline || interrupt::requested() {
             return result;
         }
         std::thread::sleep(PAUSE);
+        patience = (patience * 9 / 8).min(LAST_PATIENCE);
     }
 }
 
