@@ -73,6 +73,8 @@ struct Server {
     isa_interrupt: Option<u8>,
     /// Slot of the serial port's interrupt.
     interrupt: Option<u8>,
+    /// Whether the operator was told that there is none.
+    told: bool,
     /// Who waits for a line.
     reader: Option<(u64, Token)>,
     /// When to look at the port though nothing happened.
@@ -110,6 +112,7 @@ impl Server {
             platform: startup.channel("platform").map(|channel| Client::new(channel.slot)),
             isa_interrupt,
             interrupt: None,
+            told: false,
             reader: None,
             poll: 0,
             page: Box::new([0; OUTPUT_RING + OUTPUT]),
@@ -140,7 +143,9 @@ impl Server {
             Ok(()) => self.interrupt = Some(slot),
             Err(why) => {
                 slots::free(slot);
-                self.console.log("console", &format!("no interrupt {number} ({why}): the serial port is polled"));
+                if !core::mem::replace(&mut self.told, true) {
+                    self.console.log("console", &format!("no interrupt {number} ({why}): the serial port is polled"));
+                }
             }
         }
     }

@@ -188,7 +188,7 @@ fn start(startup: &Startup) -> Server {
         panic!("the system file does not give this server the machine (`platform = true`)");
     };
     let pc = Pc { ports, devices, authority: devices + 1, given: slots::alloc(), tables: Vec::new() };
-    let (routing, century) = read_tables(devices, startup.rsdp);
+    let (routing, century) = read_tables(devices, startup.rsdp, startup.incarnation == 0);
     for io_apic in &routing.io_apics {
         match hypercall::io_apic_add(pc.authority, io_apic.address, io_apic.first) {
             Ok(()) => {}
@@ -207,21 +207,24 @@ fn start(startup: &Startup) -> Server {
         clients.map(|client| Client::new(client.badge, client.pci_devices.clone(), client.isa_interrupts.clone()));
     let found = enumerate(&pc);
     let platform = Platform::new(pc, routing, found, clients.collect(), startup.incarnation > 0);
-    for (address, vendor, device) in platform.devices() {
-        server_runtime::log!("PCI {address}: {vendor:04x}:{device:04x}");
+    if startup.incarnation == 0 {
+        for (address, vendor, device) in platform.devices() {
+            server_runtime::log!("PCI {address}: {vendor:04x}:{device:04x}");
+        }
     }
     Server { platform, wall_clock }
 }
 
-/// The wiring of interrupts and the clock's century register; those of a PC of old if the tables do not say.
-fn read_tables(devices: u8, rsdp: u64) -> (Routing, u8) {
+/// The wiring of interrupts and the clock's century register; those of a PC of old if the tables do not say. `first`: not a
+/// restart of this server, which the operator need not be told all again.
+fn read_tables(devices: u8, rsdp: u64, first: bool) -> (Routing, u8) {
     match tables::read(devices, rsdp) {
         Ok(tables) => {
             let routing = tables.routing.unwrap_or_else(|why| {
                 server_runtime::log!("ACPI: {why}; going on with one I/O APIC and ISA interrupts as on a PC of old");
                 Routing::default()
             });
-            if let Some(ecam) = tables.ecam {
+            if let Some(ecam) = tables.ecam.filter(|_| first) {
                 server_runtime::log!("configuration space is also at {ecam:#x} (unused)");
             }
             (routing, tables.century)

@@ -247,3 +247,6 @@ impl<W: Wire> NetDriver for VirtioNet<W> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
