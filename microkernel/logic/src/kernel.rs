@@ -211,7 +211,9 @@ impl<M: Machine> Kernel<M> {
         if now >= self.slice_end {
             self.reschedule = true;
         }
-        self.arm();
+        if !self.reschedule {
+            self.arm();
+        }
         self.leave()
     }
 
@@ -292,8 +294,14 @@ impl<M: Machine> Kernel<M> {
             let band = self.machine.block(current).band;
             let over = self.slice_end != NEVER && self.machine.now() >= self.slice_end;
             let better = self.scheduler.better_than(band);
-            if !better && !(over && self.scheduler.any_in(band)) {
+            let keep = !better && !(over && self.scheduler.any_in(band));
+            if keep {
+                if over {
+                    // Nobody waits: a new slice begins.
+                    self.slice_end = NEVER;
+                }
                 self.watch_slice();
+                self.arm();
                 return;
             }
             self.scheduler.add(&mut self.machine, current, !over);
@@ -304,22 +312,22 @@ impl<M: Machine> Kernel<M> {
         self.arm();
     }
 
-    /// Begins a slice if somebody of the same band waits and none has begun.
+    /// Begins a slice if none has begun. VMs always run in slices, so that going idle early means something; others only while
+    /// somebody of their band waits.
     fn watch_slice(&mut self) {
         if self.current == NO_FRAME || self.slice_end != NEVER {
             return;
         }
-        // VMs always run in slices, so that going idle early means something; others only while another waits.
-        let band = self.machine.block(self.current).band;
-        if self.machine.block(self.current).is_vm() || self.scheduler.any_in(band) {
+        let block = self.machine.block(self.current);
+        if block.is_vm() || self.scheduler.any_in(block.band) {
             self.slice_end = self.machine.now() + SLICE;
-            self.arm();
         }
     }
 
-    /// Sets the timer to whatever comes first.
+    /// Sets the timer to whatever comes first: the earliest deadline, or the end of the slice if somebody waits for it.
     pub(crate) fn arm(&mut self) {
-        let slice = if self.current == NO_FRAME { NEVER } else { self.slice_end };
+        let waited_for = self.current != NO_FRAME && self.scheduler.any_in(self.machine.block(self.current).band);
+        let slice = if waited_for { self.slice_end } else { NEVER };
         let deadline = self.timers.earliest(&self.machine).map_or(slice, |timer| timer.min(slice));
         if deadline != self.armed {
             self.armed = deadline;

@@ -167,6 +167,29 @@ fn a_slice_ends_when_another_vm_waits() {
 }
 
 #[test]
+fn a_vm_that_runs_alone_is_not_interrupted() {
+    let mut world = World::new();
+    let vm = world.vm();
+    world.run(vm);
+    world.kernel.reschedule = true;
+    world.kernel.spurious_interrupt();
+    for _ in 0..3 {
+        world.kernel.machine.now += 2 * crate::scheduler::SLICE;
+        world.kernel.timer_interrupt();
+        assert_eq!(world.kernel.running(), vm);
+        assert!(world.kernel.machine.timer.is_none_or(|timer| timer == NEVER), "{:?}", world.kernel.machine.timer);
+    }
+    // Until somebody else of its band can run: then its slice ends.
+    let other = world.vm();
+    world.kernel.spurious_interrupt();
+    let end = world.kernel.machine.timer.unwrap();
+    assert!(end > world.kernel.machine.now && end <= world.kernel.machine.now + crate::scheduler::SLICE);
+    world.kernel.machine.now = end;
+    world.kernel.timer_interrupt();
+    assert_eq!(world.kernel.running(), other);
+}
+
+#[test]
 fn raise_needs_the_right_and_raises_the_line_of_the_capability() {
     let mut world = World::new();
     let (server, vm) = (world.server(), world.vm());
