@@ -46,6 +46,9 @@ pub enum Reason {
     Write,
     /// It jumped where there is no code.
     Jump,
+    /// It faults again and again where it may do what it does. QEMU before version 9 takes what far transfers read and write on
+    /// the stack for accesses of the kernel, and so finds SMAP in their way.
+    Endless,
     /// Processor exception 0.
     DivideError,
     /// Processor exception 1.
@@ -75,6 +78,7 @@ impl Reason {
             Reason::Read => "stopped: read from",
             Reason::Write => "stopped: write to",
             Reason::Jump => "stopped: jump to",
+            Reason::Endless => "keeps faulting at",
             Reason::DivideError => "stopped: divide error",
             Reason::Debug => "stopped: debug exception",
             Reason::Breakpoint => "stopped: breakpoint",

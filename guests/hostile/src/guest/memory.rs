@@ -13,7 +13,8 @@ fn address(place: Place) -> u64 {
         Place::Low => layout::STARTUP,
         Place::Behind => layout::SPACE_BASE + vm::memory(),
         Place::LowerEnd => 0x7fff_ffff_fff8,
-        Place::Kernel => 0xffff_8000_0000_0000,
+        // A page further on, so that a push there does not leave the canonical addresses.
+        Place::Kernel => 0xffff_8000_0000_1000,
         Place::KernelEnd => 0xffff_ffff_ffff_fff8,
         Place::NonCanonical => 0x1234_5678_9abc_def0,
         Place::Code => address as *const () as u64,
