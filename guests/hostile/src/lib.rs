@@ -46,7 +46,7 @@ pub enum Reason {
     Write,
     /// It jumped where there is no code.
     Jump,
-    /// It faults again and again where it may do what it does. QEMU before version 9 takes what far transfers read and write on
+    /// It faults again and again where it may do what it does. Older QEMU takes what far transfers read and write on
     /// the stack for accesses of the kernel, and so finds SMAP in their way.
     Endless,
     /// Processor exception 0.

@@ -4,7 +4,7 @@
 //! The trampoline runs on the interrupted stack, below the red zone, and returns without a trap: it copies what the
 //! kernel saved into a frame of its own, enables interrupts, looks once more for lines that became pending
 //! meanwhile, and leaves by `popfq` and `ret`. An interrupt that is delivered in between nests, on its own frame. (`iretq`
-//! would do it in one instruction, but QEMU before 8 takes its reads of the stack for the kernel's and faults under SMAP.)
+//! would do it in one instruction, but older QEMU, 7.2 for one, takes its reads of the stack for the kernel's and faults under SMAP.)
 //!
 //! This module also is the VM's critical section: disabling virtual interrupts is a store to the register page.
 
