@@ -19,6 +19,7 @@ use protocol::{
 };
 use server_runtime::{Answer, Caller, Client, Handler, Startup, clock, hypercall, memory};
 use vswitch::{
+    budget::{Budget, SHARE},
     ports::Refusal,
     queue::Window,
     switch::Switch,
@@ -29,7 +30,8 @@ server_runtime::entry!(main);
 
 /// Rounds before other work gets its turn.
 const ROUNDS: usize = 8;
-/// Events taken at a time, and how many times before packets are moved.
+/// Events taken at a time, and how many times before packets are moved. All VMs that the kernel knows could have rung; those
+/// beyond are taken in the next round.
 const EVENTS: usize = 32;
 const COLLECTS: usize = 32;
 /// Nanoseconds until a driver that did not answer is asked again.
@@ -53,6 +55,7 @@ struct Server {
     switch: Switch,
     machine: Machine,
     driver: Option<Driver>,
+    budget: Budget,
     /// When to go on with what is left to do.
     again: u64,
     /// When to try the driver again.
@@ -83,10 +86,12 @@ impl Server {
             server_runtime::log!("no network driver, or no packet memory shared with it: VMs reach each other only");
         }
         let pager = startup.channel("swap").map(|channel| channel.slot);
+        let share = startup.option("share").and_then(|percent| percent.parse().ok()).unwrap_or(SHARE);
         let mut server = Server {
             switch: Switch::new((startup.heap / HEAP_PER_VM) as usize, uplink),
             machine: Machine::new(vms, pager, packets),
             driver,
+            budget: Budget::new(share, clock::now()),
             again: NEVER,
             retry: NEVER,
         };
@@ -127,11 +132,12 @@ impl Server {
         }
     }
 
-    fn collect(&mut self) {
+    /// Takes the doorbells that VMs rang. Returns whether there may be more: those that are not taken raise no interrupts.
+    fn collect(&mut self) -> bool {
         let mut events = [Event::default(); EVENTS];
         for _ in 0..COLLECTS {
             let Ok(count @ 1..) = hypercall::collect(Device::Nic as u8, &mut events) else {
-                return;
+                return false;
             };
             for event in &events[..count] {
                 if event.kind == EventKind::Doorbell as u32 {
@@ -139,26 +145,42 @@ impl Server {
                 }
             }
         }
-        // More of them: the line is raised only when the queue becomes non-empty, so look again by ourselves.
-        self.again = 0;
+        true
+    }
+
+    /// Serves the VMs, if there is time for them. Returns whether there were any.
+    fn serve(&mut self) -> bool {
+        let begin = clock::now();
+        if !self.budget.is_open(begin) {
+            return false;
+        }
+        let more = self.collect();
+        let served = self.switch.serve(&mut self.machine);
+        self.budget.spend(clock::now().saturating_sub(begin));
+        served || more
     }
 
     fn work(&mut self) {
-        self.again = NEVER;
-        self.collect();
-        for round in 1..=ROUNDS {
-            let (more, tell) = self.switch.round(&mut self.machine);
-            if tell && let Some(driver) = &self.driver {
+        let mut busy = true;
+        for _ in 0..ROUNDS {
+            let received = self.switch.receive(&mut self.machine);
+            busy = self.serve() || received;
+            if self.switch.uplink.show()
+                && let Some(driver) = &self.driver
+            {
                 // A driver that is being restarted is started anew when it is back.
                 let _ = hypercall::raise(Target::slot(driver.slot));
             }
-            if !more {
-                return;
-            }
-            if round == ROUNDS {
-                self.again = 0;
+            if !busy {
+                break;
             }
         }
+        let now = clock::now();
+        self.again = match () {
+            () if busy => now,
+            () if !self.budget.is_open(now) => self.budget.opens_at(),
+            () => NEVER,
+        };
     }
 }
 

@@ -177,15 +177,6 @@ impl Switch {
         }
     }
 
-    /// One round: packets from the network, then packets of VMs. Returns whether there may be more to do at once, and whether
-    /// the driver has to be told.
-    pub fn round(&mut self, memory: &mut impl Memory) -> (bool, bool) {
-        let received = self.receive(memory);
-        self.wake_stalled();
-        let sent = self.serve(memory);
-        (received || sent, self.uplink.show())
-    }
-
     /// Lets as many go on that wait for the uplink as there is room for.
     fn wake_stalled(&mut self) {
         let awake = match self.uplink.state() {
@@ -213,7 +204,7 @@ impl Switch {
     }
 
     /// Takes packets from the network. Returns whether there were any.
-    fn receive(&mut self, memory: &mut impl Memory) -> bool {
+    pub fn receive(&mut self, memory: &mut impl Memory) -> bool {
         let count = self.uplink.arrived().min(BATCH);
         if count == 0 {
             return false;
@@ -263,8 +254,9 @@ impl Switch {
         })
     }
 
-    /// Serves the VMs whose turn it is. Returns whether there were any.
-    fn serve(&mut self, memory: &mut impl Memory) -> bool {
+    /// A round of the VMs whose turn it is. Returns whether there were any.
+    pub fn serve(&mut self, memory: &mut impl Memory) -> bool {
+        self.wake_stalled();
         self.begin_turns(memory);
         if self.turns.is_empty() {
             return false;
