@@ -23,6 +23,8 @@ struct Vector {
     source: Option<InterruptSource>,
     owner: DomainRef,
     line: u8,
+    /// How often it was given up; capabilities of before are dead.
+    generation: u32,
 }
 
 /// All vectors for hardware interrupts.
@@ -30,7 +32,7 @@ pub(crate) struct Vectors([Vector; (LAST_VECTOR - FIRST_VECTOR + 1) as usize]);
 
 impl Vectors {
     pub(crate) const fn new() -> Vectors {
-        let free = Vector { source: None, owner: DomainRef::NOBODY, line: 0 };
+        let free = Vector { source: None, owner: DomainRef::NOBODY, line: 0, generation: 0 };
         Vectors([free; (LAST_VECTOR - FIRST_VECTOR + 1) as usize])
     }
 
@@ -64,14 +66,15 @@ impl<M: Machine> Kernel<M> {
             return Err(Error::Occupied.into());
         }
         let source = InterruptSource::from_word(source);
-        let same = |vector: &Vector| {
-            matches!((vector.source, source),
-            (Some(InterruptSource::Line { number: a, .. }), InterruptSource::Line { number: b, .. }) if a == b)
+        // A line that was made before is the same again: a restarted holder of the authority has forgotten it.
+        let number = |source: Option<InterruptSource>| match source {
+            Some(InterruptSource::Line { number, .. }) => Some(number),
+            _ => None,
         };
-        if self.vectors.0.iter().any(same) {
-            return Err(Error::Occupied.into());
-        }
-        let index = self.vectors.0.iter().position(|vector| vector.source.is_none()).ok_or(Error::Exhausted)?;
+        let known = |vector: &Vector| number(vector.source).is_some() && number(vector.source) == number(Some(source));
+        let free = |vector: &Vector| vector.source.is_none();
+        let index = self.vectors.0.iter().position(known).or_else(|| self.vectors.0.iter().position(free));
+        let index = index.ok_or(Error::Exhausted)?;
         let vector = FIRST_VECTOR + index as u8;
         let (mut address, mut data) = (0, 0);
         match source {
@@ -83,8 +86,11 @@ impl<M: Machine> Kernel<M> {
             }
         }
         self.vectors.0[index].source = Some(source);
+        let generation = self.vectors.0[index].generation;
         let block = self.machine.block_mut(me);
-        block.slots[slot] = Capability::new(Kind::Interrupt, Rights::empty(), u32::from(vector), 1);
+        let mut capability = Capability::new(Kind::Interrupt, Rights::empty(), u32::from(vector), 1);
+        capability.generation = generation;
+        block.slots[slot] = capability;
         (block.registers.rdi, block.registers.words[0]) = (address, u64::from(data));
         Ok(())
     }
@@ -93,8 +99,9 @@ impl<M: Machine> Kernel<M> {
     fn vector(&mut self, me: Frame, slot: u64) -> Result<(u8, &mut Vector), Error> {
         let capability = self.slot(me, slot)?;
         capability.require(Kind::Interrupt, Rights::empty())?;
-        let number = capability.first as u8;
-        Ok((number, self.vectors.get_mut(number).ok_or(Error::NoCapability)?))
+        let (number, generation) = (capability.first as u8, capability.generation);
+        let vector = self.vectors.get_mut(number).ok_or(Error::NoCapability)?;
+        if vector.generation == generation { Ok((number, vector)) } else { Err(Error::Gone) }
     }
 
     /// `Number::InterruptBind`.
@@ -107,6 +114,15 @@ impl<M: Machine> Kernel<M> {
         }
         let (number, vector) = self.vector(me, slot)?;
         (vector.owner, vector.line) = (owner, wanted as u8);
+        // What the same driver had on this line before it was restarted is given up.
+        for (index, old) in self.vectors.0.iter_mut().enumerate() {
+            let replaced =
+                index != usize::from(number - FIRST_VECTOR) && old.owner == owner && old.line == wanted as u8;
+            if replaced && old.source == Some(InterruptSource::Message) {
+                (old.source, old.owner) = (None, DomainRef::NOBODY);
+                old.generation = old.generation.wrapping_add(1);
+            }
+        }
         self.unmask(number);
         Ok(())
     }

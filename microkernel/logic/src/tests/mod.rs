@@ -1,5 +1,6 @@
 //! Tests that drive the whole kernel by system calls, on the model of the hardware.
 
+mod devices;
 mod faults;
 mod fuzz;
 mod interrupts;
