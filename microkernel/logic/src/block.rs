@@ -203,6 +203,10 @@ pub struct ControlBlock {
     pub windows: [Window; 3],
     /// Timers: wait, stop clock.
     pub timers: [TimerNode; 2],
+    /// Nanoseconds left of its time slice while it does not run; 0: it gets a whole one.
+    pub slice_left: u64,
+    /// When it last went idle.
+    pub idle_since: u64,
     /// Ticks of processor time.
     pub cpu_ticks: u64,
     /// Times switched to.
@@ -288,6 +292,8 @@ impl ControlBlock {
         trap: Trap { kind: 0, code: 0, address: 0, value: 0 },
         windows: [Window { address: 0, length: 0 }; 3],
         timers: [TimerNode { deadline: 0, left: 0, right: 0 }; 2],
+        slice_left: 0,
+        idle_since: 0,
         cpu_ticks: 0,
         switches: 0,
         slots: [Capability::EMPTY; SLOTS],

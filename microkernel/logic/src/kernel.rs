@@ -32,8 +32,8 @@ pub struct Kernel<M: Machine> {
     loaded: Frame,
     /// Ticks at which `loaded` was switched to.
     since: u64,
-    /// When the slice of the running domain ends; [`NEVER`]: nobody waits for it.
-    slice_end: u64,
+    /// When the slice of the running domain ends.
+    pub(crate) slice_end: u64,
     /// What the timer is set to.
     armed: u64,
     /// Tests: the short ways are not taken.
@@ -164,7 +164,7 @@ impl<M: Machine> Kernel<M> {
                 let block = self.machine.block_mut(me);
                 // `syscall` is two bytes long.
                 block.registers.rip = block.registers.rip.wrapping_sub(2);
-                let code = FAULT_WRITE * u32::from(missing.write) | FAULT_PRESENT * u32::from(present);
+                let code = (FAULT_WRITE * u32::from(missing.write)) | (FAULT_PRESENT * u32::from(present));
                 self.trap(me, EventKind::PageFault, code, missing.address, 0);
             }
             Stop::Fault(_) => self.machine.block_mut(me).registers.rax = Reply::error(Error::BadAddress).0,
@@ -250,15 +250,26 @@ impl<M: Machine> Kernel<M> {
 
     /// Lets a domain run that is in no queue.
     pub(crate) fn make_runnable(&mut self, frame: Frame) {
-        self.machine.block_mut(frame).set_state(State::Runnable);
+        let now = if self.machine.block(frame).slice_left == 0 { 0 } else { self.machine.now() };
+        let block = self.machine.block_mut(frame);
+        block.set_state(State::Runnable);
+        if now.saturating_sub(block.idle_since) >= SLICE {
+            block.slice_left = 0;
+        }
         self.scheduler.wake(&mut self.machine, frame);
         self.reschedule = true;
     }
 
-    /// Remembers that a domain goes idle of itself, for the reward.
+    /// Remembers that a domain goes idle of itself before its slice is over, for the reward: it will go first, with what is
+    /// left. Only after a pause as long as a slice does it get a whole one; else short pauses would be a way to have the
+    /// processor for ever.
     pub(crate) fn note_idle(&mut self, me: Frame) {
-        if self.machine.now() < self.slice_end {
-            self.machine.block_mut(me).flags |= FLAG_REWARD;
+        let now = self.machine.now();
+        let left = self.slice_end.saturating_sub(now).min(SLICE);
+        let block = self.machine.block_mut(me);
+        (block.slice_left, block.idle_since) = (left, now);
+        if left > 0 {
+            block.flags |= FLAG_REWARD;
         }
     }
 
@@ -289,39 +300,32 @@ impl<M: Machine> Kernel<M> {
     #[inline(never)]
     fn choose(&mut self) {
         self.reschedule = false;
+        let now = self.machine.now();
         let current = self.current;
         if current != NO_FRAME {
             let band = self.machine.block(current).band;
-            let over = self.slice_end != NEVER && self.machine.now() >= self.slice_end;
+            let over = now >= self.slice_end;
             let better = self.scheduler.better_than(band);
-            let keep = !better && !(over && self.scheduler.any_in(band));
-            if keep {
-                if over {
-                    // Nobody waits: a new slice begins.
-                    self.slice_end = NEVER;
+            let giving_way = over && self.scheduler.any_in(band);
+            if !better && !giving_way {
+                if over || self.slice_end == NEVER {
+                    self.slice_end = now.saturating_add(SLICE);
                 }
-                self.watch_slice();
                 self.arm();
                 return;
             }
-            self.scheduler.add(&mut self.machine, current, !over);
+            // Who is only preempted goes on first, with what is left of its slice: it gains nothing by waking a server.
+            let left = self.slice_end.saturating_sub(now).min(SLICE);
+            self.machine.block_mut(current).slice_left = left;
+            self.scheduler.add(&mut self.machine, current, left > 0);
         }
         self.current = self.scheduler.take(&mut self.machine).unwrap_or(NO_FRAME);
         self.slice_end = NEVER;
-        self.watch_slice();
+        if self.current != NO_FRAME {
+            let left = core::mem::take(&mut self.machine.block_mut(self.current).slice_left);
+            self.slice_end = now.saturating_add(if left == 0 { SLICE } else { left });
+        }
         self.arm();
-    }
-
-    /// Begins a slice if none has begun. VMs always run in slices, so that going idle early means something; others only while
-    /// somebody of their band waits.
-    fn watch_slice(&mut self) {
-        if self.current == NO_FRAME || self.slice_end != NEVER {
-            return;
-        }
-        let block = self.machine.block(self.current);
-        if block.is_vm() || self.scheduler.any_in(block.band) {
-            self.slice_end = self.machine.now() + SLICE;
-        }
     }
 
     /// Sets the timer to whatever comes first: the earliest deadline, or the end of the slice if somebody waits for it.

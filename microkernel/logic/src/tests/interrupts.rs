@@ -189,6 +189,62 @@ fn a_vm_that_runs_alone_is_not_interrupted() {
     assert_eq!(world.kernel.running(), other);
 }
 
+/// Runs the kernel as the domains would: `act` says what the running one does; returns how often each ran.
+fn share(
+    world: &mut World,
+    steps: u32,
+    mut act: impl FnMut(&mut World, Frame),
+) -> std::collections::BTreeMap<Frame, u32> {
+    let mut turns = std::collections::BTreeMap::new();
+    for _ in 0..steps {
+        let running = world.kernel.running();
+        if running == NO_FRAME {
+            world.kernel.machine.now = world.kernel.machine.timer.unwrap();
+        } else {
+            *turns.entry(running).or_default() += 1;
+            world.kernel.machine.now += 1_000_000;
+            act(world, running);
+        }
+        if world.kernel.machine.timer.is_some_and(|timer| timer <= world.kernel.machine.now) {
+            world.kernel.timer_interrupt();
+        }
+    }
+    turns
+}
+
+#[test]
+fn waking_a_server_all_the_time_gains_nothing() {
+    let mut world = World::new();
+    let (switch, flooding, other) = (world.server(), world.vm(), world.vm());
+    let generation = world.kernel.frames.generation(switch);
+    world.kernel.machine.block_mut(flooding).services[1] = crate::block::DomainRef { frame: switch, generation };
+    world.enter(switch, Request::message(Number::ReplyWait, 0, 0), 0, &[], NEVER);
+    world.run(flooding);
+    let turns = share(&mut world, 1000, |world, running| {
+        if running == switch {
+            world.simple(switch, Number::Collect, 1, &[BASE, 8]).unwrap();
+            world.enter(switch, Request::message(Number::ReplyWait, 0, 0), 0, &[], NEVER);
+        } else if running == flooding {
+            world.simple(flooding, Number::Doorbell, 1, &[]).unwrap();
+        }
+    });
+    assert!(turns[&other] >= turns[&flooding] * 8 / 10, "{turns:?}");
+}
+
+#[test]
+fn short_pauses_gain_nothing() {
+    let mut world = World::new();
+    let (sly, other) = (world.vm(), world.vm());
+    world.run(sly);
+    let turns = share(&mut world, 1000, |world, running| {
+        if running == sly {
+            let soon = world.kernel.machine.now + 10;
+            world.enter(sly, Request::new(Number::Idle), soon, &[], 0);
+        }
+    });
+    assert!(turns[&other] >= turns[&sly] * 8 / 10, "{turns:?}");
+}
+
 #[test]
 fn raise_needs_the_right_and_raises_the_line_of_the_capability() {
     let mut world = World::new();

@@ -110,6 +110,7 @@ impl World {
         let scheduler = &mut self.kernel.scheduler;
         scheduler.remove(&mut self.kernel.machine, frame);
         self.kernel.current = frame;
+        self.kernel.slice_end = self.kernel.machine.now + crate::scheduler::SLICE;
         self.kernel.reschedule = false;
     }
 
