@@ -20,7 +20,7 @@ use ilwaco::{
 };
 use static_cell::ConstStaticCell;
 
-ilwaco::entry!(main, memory = 1024 * 1024, nic = 31, console);
+ilwaco::entry!(main, memory = 1024 * 1024, nic = 47, console);
 
 const PORT: u16 = 80;
 /// Connections at a time. Each has a socket waiting, because a connection request that meets none is refused.
