@@ -11,6 +11,37 @@
 
 .section .text
 
+# The registers that neither way in nor way out treats specially, to and from the control block at \block.
+.macro save block
+    movq %rsi, 0(\block)
+    movq %rdx, 8(\block)
+    movq %r8, 16(\block)
+    movq %r9, 24(\block)
+    movq %r10, 32(\block)
+    movq %r12, 40(\block)
+    movq %r13, 48(\block)
+    movq %r14, 56(\block)
+    movq %rdi, 72(\block)
+    movq %r15, 80(\block)
+    movq %rbx, 88(\block)
+    movq %rbp, 96(\block)
+.endm
+
+.macro restore block
+    movq 0(\block), %rsi
+    movq 8(\block), %rdx
+    movq 16(\block), %r8
+    movq 24(\block), %r9
+    movq 32(\block), %r10
+    movq 40(\block), %r12
+    movq 48(\block), %r13
+    movq 56(\block), %r14
+    movq 72(\block), %rdi
+    movq 80(\block), %r15
+    movq 88(\block), %rbx
+    movq 96(\block), %rbp
+.endm
+
 # syscall: %rcx = where to return to, %r11 = flags.
 .balign 64
 .global syscall_entry
@@ -19,19 +50,8 @@ syscall_entry:
     swapgs
     movq %rsp, %gs:8
     movq %gs:0, %rsp                    # the control block
-    movq %rsi, 0(%rsp)
-    movq %rdx, 8(%rsp)
-    movq %r8, 16(%rsp)
-    movq %r9, 24(%rsp)
-    movq %r10, 32(%rsp)
-    movq %r12, 40(%rsp)
-    movq %r13, 48(%rsp)
-    movq %r14, 56(%rsp)
+    save %rsp
     movq %rax, 64(%rsp)
-    movq %rdi, 72(%rsp)
-    movq %r15, 80(%rsp)
-    movq %rbx, 88(%rsp)
-    movq %rbp, 96(%rsp)
     movq %rcx, 128(%rsp)
     movq %r11, 136(%rsp)
     movq %gs:8, %rcx
@@ -45,18 +65,7 @@ syscall_entry:
 resume:
     testb $1, 144(%rax)
     jnz 1f
-    movq 0(%rax), %rsi
-    movq 8(%rax), %rdx
-    movq 16(%rax), %r8
-    movq 24(%rax), %r9
-    movq 32(%rax), %r10
-    movq 40(%rax), %r12
-    movq 48(%rax), %r13
-    movq 56(%rax), %r14
-    movq 72(%rax), %rdi
-    movq 80(%rax), %r15
-    movq 88(%rax), %rbx
-    movq 96(%rax), %rbp
+    restore %rax
     movq 120(%rax), %rsp
     movq 128(%rax), %rcx
     movq 136(%rax), %r11
@@ -70,18 +79,7 @@ resume:
     pushq 136(%rax)
     pushq $0x23                         # cs: code, ring 3
     pushq 128(%rax)
-    movq 0(%rax), %rsi
-    movq 8(%rax), %rdx
-    movq 16(%rax), %r8
-    movq 24(%rax), %r9
-    movq 32(%rax), %r10
-    movq 40(%rax), %r12
-    movq 48(%rax), %r13
-    movq 56(%rax), %r14
-    movq 72(%rax), %rdi
-    movq 80(%rax), %r15
-    movq 88(%rax), %rbx
-    movq 96(%rax), %rbp
+    restore %rax
     movq 104(%rax), %rcx
     movq 112(%rax), %r11
     movq 64(%rax), %rax
@@ -112,18 +110,7 @@ interrupt_common:
     swapgs
     pushq %rax
     movq %gs:0, %rax                    # the control block
-    movq %rsi, 0(%rax)
-    movq %rdx, 8(%rax)
-    movq %r8, 16(%rax)
-    movq %r9, 24(%rax)
-    movq %r10, 32(%rax)
-    movq %r12, 40(%rax)
-    movq %r13, 48(%rax)
-    movq %r14, 56(%rax)
-    movq %rdi, 72(%rax)
-    movq %r15, 80(%rax)
-    movq %rbx, 88(%rax)
-    movq %rbp, 96(%rax)
+    save %rax
     movq %rcx, 104(%rax)
     movq %r11, 112(%rax)
     popq 64(%rax)

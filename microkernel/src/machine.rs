@@ -48,13 +48,13 @@ impl Machine for Metal {
         unsafe { &mut *physical::block(frame) }
     }
     #[inline(always)]
-    fn copy_words(&mut self, from: Frame, to: Frame) {
+    fn copy_words(&mut self, from: Frame, to: Frame, count: usize) {
         // SAFETY: see above; two different blocks, and no reference to either is alive. Word by word, so that they pass
         // through one register instead of the stack.
         unsafe {
             let from = (&raw const (*physical::block(from)).registers.words).cast::<u64>();
             let to = (&raw mut (*physical::block(to)).registers.words).cast::<u64>();
-            for index in 0..protocol::abi::MESSAGE_WORDS {
+            for index in 0..count.min(protocol::abi::MESSAGE_WORDS) {
                 to.add(index).write_volatile(from.add(index).read_volatile());
             }
         }

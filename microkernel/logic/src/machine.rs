@@ -12,8 +12,8 @@ pub trait Machine {
     fn block(&self, frame: Frame) -> &ControlBlock;
     /// The control block in a frame, to change.
     fn block_mut(&mut self, frame: Frame) -> &mut ControlBlock;
-    /// Copies the message words in the registers of one domain to those of another.
-    fn copy_words(&mut self, from: Frame, to: Frame);
+    /// Copies the first `count` message words in the registers of one domain to those of another.
+    fn copy_words(&mut self, from: Frame, to: Frame, count: usize);
     /// The page table in a frame.
     fn table(&self, frame: Frame) -> &Table;
     /// The page table in a frame, to change.

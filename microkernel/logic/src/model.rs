@@ -46,8 +46,9 @@ impl Machine for Model {
     fn block_mut(&mut self, frame: Frame) -> &mut ControlBlock {
         self.blocks.entry(frame).or_insert_with(|| Box::new(ControlBlock::EMPTY))
     }
-    fn copy_words(&mut self, from: Frame, to: Frame) {
-        self.block_mut(to).registers.words = self.block(from).registers.words;
+    fn copy_words(&mut self, from: Frame, to: Frame, count: usize) {
+        let words = self.block(from).registers.words;
+        self.block_mut(to).registers.words[..count].copy_from_slice(&words[..count]);
     }
     fn table(&self, frame: Frame) -> &Table {
         self.tables.get(&frame).map_or(&EMPTY_TABLE, |table| table)

@@ -14,6 +14,8 @@ pub const SLICE: u64 = 10_000_000;
 #[derive(Clone, Copy, Default, Debug)]
 pub struct Scheduler {
     queues: [ListHead; BANDS],
+    /// Bit `b`: queue `b` is not empty.
+    waiting: u8,
 }
 
 impl Scheduler {
@@ -31,12 +33,14 @@ impl Scheduler {
         let queue = self.queue(machine, frame);
         let push = if front { lists::push_front } else { lists::push_back };
         *queue = push(machine, *queue, frame, Through::Main);
+        self.note();
     }
 
     /// Takes out a domain that is in its queue.
     pub fn remove<M: Machine>(&mut self, machine: &mut M, frame: Frame) {
         let queue = self.queue(machine, frame);
         *queue = lists::remove(machine, *queue, frame, Through::Main);
+        self.note();
     }
 
     /// Takes out the first domain of the best band that has any.
@@ -44,13 +48,23 @@ impl Scheduler {
         let queue = self.queues.iter_mut().find(|queue| queue.first != NO_FRAME)?;
         let frame = queue.first;
         *queue = lists::remove(machine, *queue, frame, Through::Main);
+        self.note();
         Some(frame)
     }
 
     /// Whether a domain of a band better than `band` waits.
-    #[inline]
+    #[inline(always)]
     pub fn better_than(&self, band: u8) -> bool {
-        self.queues.iter().take(usize::from(band)).any(|queue| queue.first != NO_FRAME)
+        let better = !(u8::MAX << (band & 7));
+        self.waiting & better != 0
+    }
+
+    /// Keeps `waiting` true.
+    fn note(&mut self) {
+        self.waiting = 0;
+        for (band, queue) in self.queues.iter().enumerate() {
+            self.waiting |= u8::from(queue.first != NO_FRAME) << band;
+        }
     }
 
     /// Whether a domain of this band waits.

@@ -107,9 +107,14 @@ fn digest(world: &World) -> std::vec::Vec<std::string::String> {
     let mut lines: std::vec::Vec<_> = blocks
         .map(|frame| {
             let b = world.kernel.machine.block(frame);
+            // Registers that a message does not fill are not part of it.
+            let filled = if Request(b.registers.rax).length() <= 16 { 2 } else { 8 };
             std::format!(
-                "{frame} {:?} {:?} {} {} {:?} {:?} {:?} {} {:x} {} {:x} {:?}",
-                b.registers,
+                "{frame} {:x} {:x} {:x} {:x?} {:?} {} {} {:?} {:?} {:?} {} {:x} {} {:x} {:?}",
+                b.registers.rax,
+                b.registers.rdi,
+                b.registers.r15,
+                &b.registers.words[..filled],
                 b.state(),
                 b.sequence,
                 b.partner,
