@@ -36,8 +36,15 @@ pub struct RegisterPage {
     pub saved_flags: u64,
     /// kernel → VM: virtual interrupts delivered to `handler` so far.
     pub delivered: u64,
+    /// kernel → VM: its `rax` then. This and the next two are the registers that a hypercall loses, so that
+    /// `InterruptReturn`, which restores them, loses nothing.
+    pub saved_rax: u64,
+    /// kernel → VM: its `rcx` then.
+    pub saved_rcx: u64,
+    /// kernel → VM: its `r11` then.
+    pub saved_r11: u64,
     /// Unused; the kernel's part may grow.
-    pub reserved: [u64; 7],
+    pub reserved: [u64; 4],
 
     // -- written by the loader at creation, before the VM runs --
     /// [`crate::ARCHITECTURE_VERSION`].
@@ -92,7 +99,10 @@ impl RegisterPage {
         saved_stack: 0,
         saved_flags: 0,
         delivered: 0,
-        reserved: [0; 7],
+        saved_rax: 0,
+        saved_rcx: 0,
+        saved_r11: 0,
+        reserved: [0; 4],
         version: crate::ARCHITECTURE_VERSION,
         clone_generation: 0,
         vm: 0,

@@ -68,6 +68,7 @@ fn registers() {
     }
     let expected = fields! {
         enabled pending mask handler handler_stack saved_instruction saved_stack saved_flags delivered
+        saved_rax saved_rcx saved_r11
         version clone_generation vm memory tsc_base tsc_multiplier wall_clock created seed mac prefix
         address gateway name_server name_length arguments_length name arguments
     };

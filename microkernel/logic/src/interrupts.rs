@@ -54,6 +54,9 @@ impl Page {
     register!(saved_stack, set_saved_stack, saved_stack);
     register!(saved_flags, set_saved_flags, saved_flags);
     register!(delivered, set_delivered, delivered);
+    register!(saved_rax, set_saved_rax, saved_rax);
+    register!(saved_rcx, set_saved_rcx, saved_rcx);
+    register!(saved_r11, set_saved_r11, saved_r11);
 }
 
 impl<M: Machine> Kernel<M> {
@@ -155,6 +158,9 @@ impl<M: Machine> Kernel<M> {
         page.set_saved_instruction(&mut self.machine, registers.rip);
         page.set_saved_stack(&mut self.machine, registers.rsp);
         page.set_saved_flags(&mut self.machine, registers.rflags);
+        page.set_saved_rax(&mut self.machine, registers.rax);
+        page.set_saved_rcx(&mut self.machine, registers.rcx);
+        page.set_saved_r11(&mut self.machine, registers.r11);
         page.set_enabled(&mut self.machine, 0);
         let delivered = page.delivered(&self.machine).wrapping_add(1);
         page.set_delivered(&mut self.machine, delivered);
@@ -165,7 +171,7 @@ impl<M: Machine> Kernel<M> {
         block.flags |= FLAG_FULL_RESTORE;
     }
 
-    /// `Number::InterruptReturn`. Registers other than those saved keep the values that the handler left.
+    /// `Number::InterruptReturn`. Registers that are not saved in the page keep the values that the handler left.
     pub(crate) fn interrupt_return(&mut self, me: Frame) -> Outcome {
         let block = self.machine.block(me);
         if !block.is_vm() {
@@ -177,7 +183,9 @@ impl<M: Machine> Kernel<M> {
             return Err(Error::BadAddress.into());
         }
         let (stack, flags) = (page.saved_stack(&self.machine), page.saved_flags(&self.machine));
+        let lost = (page.saved_rax(&self.machine), page.saved_rcx(&self.machine), page.saved_r11(&self.machine));
         let block = self.machine.block_mut(me);
+        (block.registers.rax, block.registers.rcx, block.registers.r11) = lost;
         block.registers.rip = instruction;
         block.registers.rsp = stack;
         block.registers.rflags = flags & USER_FLAGS | FIXED_FLAGS;
