@@ -227,3 +227,109 @@ fn read_note(mut bytes: &[u8]) -> Result<Option<note::Note>, ImageError> {
     }
     Ok(None)
 }
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::*;
+    use proptest::prelude::*;
+    use std::{vec, vec::Vec};
+
+    const BASE: u64 = layout::IMAGE_BASE;
+
+    /// A small guest image: one page of code, one of data, and a note with these words.
+    fn image(note: [u64; 8]) -> Vec<u8> {
+        let mut file = vec![0; 0x1000];
+        let mut put = |at: usize, bytes: &[u8]| file[at..at + bytes.len()].copy_from_slice(bytes);
+        put(0, b"\x7fELF\x02\x01\x01");
+        put(16, &[2, 0, 62, 0, 1]); // executable, x86-64, version
+        put(24, &BASE.to_le_bytes()); // entry
+        put(32, &64u64.to_le_bytes()); // program headers
+        put(52, &[64, 0, 56, 0, 3, 0]); // sizes, three headers
+        // type and flags, offset, address, physical address, bytes in the file, in memory, alignment
+        let headers = [
+            [1 | 5 << 32, 0x400, BASE, BASE, 0x100, 0x100, 4096],
+            [1 | 6 << 32, 0x600, BASE + 0x1000, BASE + 0x1000, 0x80, 0x1000, 4096],
+            [4 | 4 << 32, 0x800, BASE + 0x100, BASE + 0x100, 88, 88, 8],
+        ];
+        for (index, header) in headers.iter().enumerate() {
+            let words: Vec<u8> = header.iter().flat_map(|word: &u64| word.to_le_bytes()).collect();
+            put(64 + index * 56, &words);
+        }
+        put(0x800, &[10, 0, 0, 0, 64, 0, 0, 0, 1, 0, 0, 0]);
+        put(0x80c, &note::OWNER);
+        for (index, word) in note.iter().enumerate() {
+            put(0x818 + index * 8, &word.to_le_bytes());
+        }
+        file
+    }
+
+    const GOOD: [u64; 8] = [ARCHITECTURE_VERSION as u64, 1 << 20, BASE + 0x2000, 0x3000, 0, 0, BASE + 0x1000, 0x1000];
+
+    #[test]
+    fn a_good_image() {
+        let (image, memory) = Image::guest(&image(GOOD), 0).unwrap();
+        assert_eq!((image.entry, memory, image.segments.len()), (BASE, 1 << 20, 2));
+        assert_eq!(image.segments[0].access, Access::EXECUTE);
+        assert_eq!(image.note.unwrap().nic_length, 0x3000);
+    }
+
+    #[test]
+    fn what_a_note_may_not_say() {
+        let with = |index: usize, value: u64| {
+            let mut note = GOOD;
+            note[index] = value;
+            Image::guest(&image(note), 0).map(drop)
+        };
+        assert_eq!(with(0, 9), Err(ImageError::Version(9)));
+        assert_eq!(with(0, u64::from(ARCHITECTURE_VERSION) | 1 << 32), Err(ImageError::BadNote));
+        for memory in [0, 4096, 1 << 20 | 1, u64::MAX, layout::VM_MEMORY_MAX + 4096] {
+            assert_eq!(with(1, memory), Err(ImageError::Memory(memory)));
+        }
+        for (index, value) in
+            [(2, BASE + 1), (2, 0), (2, u64::MAX - 4095), (3, 1 << 20), (3, 100), (3, u64::MAX - 4095), (6, 0)]
+        {
+            assert_eq!(with(index, value), Err(ImageError::Window), "word {index} = {value:#x}");
+        }
+    }
+
+    #[test]
+    fn what_an_image_may_not_be() {
+        let with = |at: usize, value: u8| {
+            let mut file = image(GOOD);
+            file[at] = value;
+            Image::guest(&file, 0).map(drop)
+        };
+        assert_eq!(with(0, 0), Err(ImageError::NotElf));
+        assert_eq!(with(16, 3), Err(ImageError::WrongKind));
+        assert_eq!(with(18, 3), Err(ImageError::WrongKind));
+        assert_eq!(with(68, 7), Err(ImageError::WritableCode));
+        assert_eq!(with(68, 4), Err(ImageError::Entry));
+        assert_eq!(with(64 + 8 + 2, 0x10), Err(ImageError::SegmentData));
+        assert_eq!(with(64 + 56 + 16 + 1, 0x10), Err(ImageError::Overlap));
+        assert_eq!(with(64 + 56 + 16 + 3, 0x10), Err(ImageError::SegmentAddress));
+        assert_eq!(with(64 + 2 * 56, 0), Err(ImageError::NoNote));
+        assert_eq!(with(0x808, 2), Err(ImageError::NoNote));
+        assert_eq!(Image::program(&image(GOOD)).map(|image| image.entry), Ok(BASE));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+        /// Whatever is damaged, the check ends, and what it lets through keeps its promises.
+        #[test]
+        fn any_damage_is_survived(damage in prop::collection::vec((0usize..0x880, any::<u8>()), 1..6), length in 0usize..0x1001) {
+            let mut file = image(GOOD);
+            for (at, value) in damage {
+                file[at] = value;
+            }
+            file.truncate(length.max(0x200));
+            if let Ok((image, memory)) = Image::guest(&file, 0) {
+                for segment in &image.segments {
+                    prop_assert!(segment.address >= BASE && segment.address + segment.length <= layout::SPACE_BASE + memory);
+                    prop_assert!(segment.data_offset + segment.data_length <= file.len() as u64);
+                    prop_assert!(!segment.access.contains(Access::WRITE | Access::EXECUTE));
+                }
+            }
+        }
+    }
+}

@@ -60,3 +60,66 @@ pub struct VmRef {
     /// Low 16 bits of the generation.
     pub generation: u16,
 }
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::*;
+    use proptest::prelude::*;
+    use std::{collections::HashSet, vec::Vec};
+
+    fn keys() -> [u64; 7] {
+        [
+            console::Console::key(),
+            init::Init::key(),
+            loader::Loader::key(),
+            net_driver::NetDriver::key(),
+            pager::Pager::key(),
+            platform::Platform::key(),
+            switch::Switch::key(),
+        ]
+    }
+
+    #[test]
+    fn every_service_has_a_key_of_its_own() {
+        assert_eq!(keys().into_iter().collect::<HashSet<_>>().len(), keys().len());
+    }
+
+    /// The bytes of some messages as they were first laid down: a reordered enum or a changed field fails here.
+    #[test]
+    fn bytes_stay_what_they_are() {
+        let vm = VmRef { frame: 0x1234, generation: 7 };
+        let golden: [(Vec<u8>, &[u8]); 5] = [
+            (postcard::to_allocvec(&console::Request::Log("hi")).unwrap(), &[0, 2, b'h', b'i']),
+            (postcard::to_allocvec(&pager::Request::Start(vm)).unwrap(), &[3, 0xb4, 0x24, 7]),
+            (postcard::to_allocvec(&switch::Request::Detach(vm)).unwrap(), &[1, 0xb4, 0x24, 7]),
+            (
+                postcard::to_allocvec(&net_driver::Response::Started { mac: [1; 6], link: true }).unwrap(),
+                &[0, 1, 1, 1, 1, 1, 1, 1],
+            ),
+            (postcard::to_allocvec(&platform::Request::Registers { device: 1, bar: 4 }).unwrap(), &[3, 1, 4]),
+        ];
+        for (bytes, wanted) in golden {
+            assert_eq!(bytes, wanted);
+        }
+    }
+
+    fn try_all(bytes: &[u8]) {
+        let _ = postcard::take_from_bytes::<console::Request>(bytes);
+        let _ = postcard::take_from_bytes::<init::Request>(bytes);
+        let _ = postcard::take_from_bytes::<loader::Request>(bytes);
+        let _ = postcard::take_from_bytes::<net_driver::Request>(bytes);
+        let _ = postcard::take_from_bytes::<pager::Request>(bytes);
+        let _ = postcard::take_from_bytes::<platform::Request>(bytes);
+        let _ = postcard::take_from_bytes::<switch::Request>(bytes);
+        let _ = crate::manifest::Manifest::decode(bytes);
+        let _ = crate::manifest::Startup::decode(bytes);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_can_be_decoded_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            try_all(&bytes);
+        }
+    }
+}
