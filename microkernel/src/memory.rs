@@ -21,8 +21,15 @@ const FIRST_USABLE: u64 = 1 << 20;
 const LARGE: u64 = 0x83 | 1 << 63;
 /// Uncached.
 const UNCACHED: u64 = 0x18;
+/// Present; present and writable; no execute: for the kernel's own pages.
+const PRESENT: u64 = 1;
+const WRITABLE: u64 = 3;
+const NO_EXECUTE: u64 = 1 << 63;
 
 unsafe extern "C" {
+    static kernel_text_start: u8;
+    static kernel_text_end: u8;
+    static kernel_rodata_end: u8;
     static kernel_end: u8;
 }
 
@@ -163,14 +170,45 @@ unsafe fn map_all(info: &StartInfo, free: &mut Free, top: u64) -> Result<(), &'s
         // SAFETY: as above.
         unsafe { (*physical::table(pointers))[gib as usize] = Entry(u64::from(directory) << 12 | 3) };
     }
-    // SAFETY: the only reference; the new tables map what the old ones did, and more. Low addresses are no longer used.
+    let kernel = map_kernel(free)?;
+    // SAFETY: the only reference; the new tables map all that the kernel uses. Low addresses are no longer used.
     unsafe {
         let top: &mut Table = cpu::top();
         top[256] = Entry(u64::from(pointers) << 12 | 3);
+        top[511] = Entry(u64::from(kernel) << 12 | 3);
         top[0] = Entry::EMPTY;
     }
     x86_64::instructions::tlb::flush_all();
     Ok(())
+}
+
+/// Maps the kernel's own pages where it is linked, each as it is used: code cannot be written, nothing else executed.
+fn map_kernel(free: &mut Free) -> Result<Frame, &'static str> {
+    let pointers = new_table(free)?;
+    let directory = new_table(free)?;
+    // SAFETY: tables that were just made, mapped by the first page tables.
+    unsafe { (*physical::table(pointers))[510] = Entry(u64::from(directory) << 12 | WRITABLE) };
+    let parts = [
+        (&raw const kernel_text_start, &raw const kernel_text_end, PRESENT),
+        (&raw const kernel_text_end, &raw const kernel_rodata_end, PRESENT | NO_EXECUTE),
+        (&raw const kernel_rodata_end, &raw const kernel_end, WRITABLE | NO_EXECUTE),
+    ];
+    for (start, end, flags) in parts {
+        let (start, end) = (start as u64 - physical::KERNEL_BASE, end as u64 - physical::KERNEL_BASE);
+        for page in (start..end).step_by(PAGE as usize) {
+            let index = (page / LARGE_PAGE) as usize;
+            // SAFETY: as above; the index is below 512, for the kernel lies in the first GiB.
+            let mut entry = unsafe { (*physical::table(directory))[index] };
+            if !entry.is_present() {
+                entry = Entry(u64::from(new_table(free)?) << 12 | WRITABLE);
+                // SAFETY: as above.
+                unsafe { (*physical::table(directory))[index] = entry };
+            }
+            // SAFETY: as above.
+            unsafe { (*physical::table(entry.frame()))[(page / PAGE % 512) as usize] = Entry(page | flags) };
+        }
+    }
+    Ok(pointers)
 }
 
 fn new_table(free: &mut Free) -> Result<Frame, &'static str> {
