@@ -32,21 +32,30 @@ const SERVICES: [(Device, &str); 2] = [(Device::Nic, "vswitch"), (Device::Consol
 /// Batches of events taken before requests get their turn.
 const BATCHES: usize = 4;
 
+/// Frames of the pool whose records one page table of our own maps, at no more than 32 bytes each.
+const FRAMES_PER_TABLE: u64 = 512 * PAGE / 32;
+/// Page tables kept for other mappings.
+const TABLES_KEPT: u64 = 4;
+
 fn main(startup: Startup) -> ! {
     let Some(pool) = startup.resources.iter().find(|r| r.resource == Resource::Pool) else {
         panic!("holds no pool: the system file must give this server the resource \"pool\"");
     };
     let mut kernel = Kernel { slot: pool.slot };
-    let frames = match memory::frame_table(&mut kernel, pool.first, pool.count) {
+    // A large pool needs a large table, and that page tables out of our own memory.
+    let tables = startup.own_free_count.saturating_sub(TABLES_KEPT);
+    let count = pool.count.min(tables.saturating_mul(FRAMES_PER_TABLE));
+    let frames = match memory::frame_table(&mut kernel, pool.first, count) {
         Ok(frames) => frames,
-        Err(error) => panic!("cannot set up the frame table of {} frames: {error}", pool.count),
+        Err(error) => panic!("cannot set up the frame table of {count} frames: {error}"),
     };
     let Some(pager) = Pager::new(pool.slot, services(&startup), frames, &mut kernel) else {
         panic!("the pool of {} frames is too small", pool.count);
     };
     let unused = pool.count.saturating_sub(pager.frames().into());
     if unused > 0 {
-        log!("{unused} frames of the pool are beyond what can be managed and stay unused");
+        let mib = (unused * PAGE) >> 20;
+        log!("{mib} MiB of the pool stay unused: to manage them, give this server more memory in the system file");
     }
     log!("{} MiB for VMs", (pager.available() * PAGE) >> 20);
     let manager = startup.clients.iter().find(|client| client.name == MANAGER);
