@@ -204,17 +204,38 @@ impl Device {
     }
 }
 
-/// Whether the list of capabilities ends, so that it can be walked.
+/// Whether the list of capabilities ends and lies within configuration space, so that it can be walked.
 fn has_sound_capabilities(config: &impl Config, endpoint: &EndpointHeader) -> bool {
-    let mut offset = endpoint.capability_pointer(Access(config)) & !3;
+    let mut offset = endpoint.capability_pointer(Access(config));
     for _ in 0..=CAPABILITIES_MAX {
         match offset {
             0 => return true,
             1..CAPABILITIES => return false,
-            _ => offset = (config.read(endpoint.header().address(), offset) >> 8) as u16 & 0xfc,
+            // The lowest two bits are reserved, and not masked by who walks the list.
+            _ if !offset.is_multiple_of(4) => return false,
+            _ => {
+                let header = config.read(endpoint.header().address(), offset);
+                if offset + capability_length(header) > LENGTH {
+                    return false;
+                }
+                offset = (header >> 8) as u16 & 0xff;
+            }
         }
     }
     false
+}
+
+/// Bytes of a capability that are looked at, by its first word (PCI Local Bus 3.0, 6.8; PCI Express Base 6.0, 7.5.3).
+fn capability_length(header: u32) -> u16 {
+    const MSI: u32 = 0x05;
+    const EXPRESS: u32 = 0x10;
+    const MSIX: u32 = 0x11;
+    let long_address = header >> 16 & 1 << 7 != 0;
+    match header & 0xff {
+        MSI if long_address => 16,
+        MSI | EXPRESS | MSIX => 12,
+        _ => 4,
+    }
 }
 
 /// The base address registers in use.
@@ -327,7 +348,20 @@ mod tests {
         assert!(device.msix.is_none());
     }
 
+    #[test]
+    fn capabilities_that_do_not_fit_are_passed_over() {
+        for header in [0x10, 0x11, 0x05] {
+            let mut function = Function::virtio_net(3);
+            function.words[0x34 / 4] = 0xfc;
+            function.words[0xfc / 4] = header;
+            let bus = Bus::new([function]);
+            let device = Device::read(&bus, Function::address(3)).unwrap();
+            assert!(device.msix.is_none() && device.msi.is_none() && device.reset.is_none());
+        }
+    }
+
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
         #[test]
         fn any_configuration_space_can_be_read(words in prop::collection::vec(any::<u32>(), 64), masks: [u32; 6]) {
             let mut function = Function::virtio_net(3);
