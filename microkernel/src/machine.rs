@@ -96,9 +96,6 @@ impl Machine for Metal {
     fn flush_page(&mut self, _root: Frame, address: u64) {
         tlb::flush(VirtAddr::new_truncate(address));
     }
-    fn flush_space(&mut self, _root: Frame) {
-        tlb::flush_all();
-    }
 
     #[inline]
     fn now(&self) -> u64 {

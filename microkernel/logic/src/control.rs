@@ -1,7 +1,7 @@
 //! Creation, control and end of domains.
 
 use crate::{
-    Frame, Kernel, Machine, NO_FRAME,
+    Frame, Kernel, Machine,
     block::{ControlBlock, DomainRef, FLAG_FPU, FLAG_FULL_RESTORE, Fpu, Registers, State},
     capability::Capability,
     frames::FrameKind,
@@ -212,5 +212,3 @@ fn parameters_from(bytes: &[u8; size_of::<DomainParameters>()]) -> DomainParamet
         windows: [window(8), window(10), window(12)],
     }
 }
-
-const _: () = assert!(NO_FRAME == 0);

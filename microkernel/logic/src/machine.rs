@@ -32,8 +32,6 @@ pub trait Machine {
     fn switch(&mut self, previous: Frame, next: Frame);
     /// Forgets the translation of one page of the address space below `root`, wherever it is cached.
     fn flush_page(&mut self, root: Frame, address: u64);
-    /// Forgets all translations of the address space below `root`.
-    fn flush_space(&mut self, root: Frame);
 
     /// Nanoseconds since kernel entry.
     fn now(&self) -> u64;

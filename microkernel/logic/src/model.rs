@@ -85,7 +85,6 @@ impl Machine for Model {
     fn flush_page(&mut self, root: Frame, address: u64) {
         self.flushed.push((root, address));
     }
-    fn flush_space(&mut self, _root: Frame) {}
     fn now(&self) -> u64 {
         self.now
     }
