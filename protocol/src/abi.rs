@@ -89,11 +89,18 @@ pub enum Number {
     SetTimer = 26,
     /// Reads figures of the domain `rdi` ([`Target`]) into [`crate::domain::Usage`] at `rsi`.
     DomainUsage = 27,
+    /// Writes the state of the held domain `rdi` ([`Target`], CONTROL) to the [`crate::domain::SavedDomain`] at `rsi`. [`Error::Busy`] if it is not held.
+    DomainSave = 28,
+    /// Gives the stopped domain `rdi` ([`Target`], CONTROL) the state in the [`crate::domain::SavedDomain`] at `rsi`; it is held then.
+    DomainRestore = 29,
+    /// Looks at `rdx` pages (at most [`crate::memory::SCAN_PAGES`]) from address `rsi` on of the domain `rdi` ([`Target`], CONTROL) and writes a
+    /// byte of [`crate::memory::PageState`] for each to `r8`; then does what [`crate::memory::Scan`] in `r9` says. No use of a page between the look and that is lost.
+    Scan = 30,
 }
 
 impl Number {
     /// All numbers, in order.
-    pub const ALL: [Number; 28] = {
+    pub const ALL: [Number; 31] = {
         use Number::*;
         [
             Null,
@@ -124,6 +131,9 @@ impl Number {
             SetBuffer,
             SetTimer,
             DomainUsage,
+            DomainSave,
+            DomainRestore,
+            Scan,
         ]
     };
 

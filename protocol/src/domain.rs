@@ -112,6 +112,12 @@ pub enum Control {
     SetWindow = 5,
     /// Sets the service behind doorbell `rdx` (1-3) to the domain `r8` ([`crate::abi::Target`]).
     SetService = 6,
+    /// Takes a domain aside as it is: runnable, idle or trapped. It gets nothing but pending lines until it is released.
+    /// [`crate::abi::Error::Busy`] if it is in a call, or a service has not yet taken one of its doorbells.
+    Hold = 7,
+    /// Lets a held domain go on where it was. If it was trapped, its trap is put into its handler's queue once more; if it was idle and has pending
+    /// lines, it wakes.
+    Release = 8,
 }
 
 impl Control {
@@ -125,6 +131,8 @@ impl Control {
             4 => Control::Destroy,
             5 => Control::SetWindow,
             6 => Control::SetService,
+            7 => Control::Hold,
+            8 => Control::Release,
             _ => return None,
         })
     }
@@ -197,10 +205,57 @@ pub struct Usage {
     pub cpu_time: u64,
     /// Times the domain was switched to.
     pub switches: u64,
-    /// 0 stopped, 1 runnable or running, 2 waiting for a message or interrupt, 3 in a call, 4 trapped.
+    /// 0 stopped, 1 runnable or running, 2 waiting for a message or interrupt, 3 in a call, 4 trapped, 5 held, 6 ending.
     pub state: u64,
     /// Times it was reset.
     pub incarnation: u64,
+}
+
+/// Bytes of the floating-point state: x87, SSE and AVX in XSAVE format (Intel SDM vol. 1, 13.4).
+pub const FPU_BYTES: usize = 832;
+
+/// The state of a held domain ([`crate::abi::Number::DomainSave`]): all that makes it go on elsewhere but its memory, its windows and its services.
+///
+/// The kernel checks what it is given back and makes harmless what no domain can have.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct SavedDomain {
+    /// General registers, instruction and stack pointer, flags, in the kernel's order.
+    pub registers: [u64; 18],
+    /// As in [`Usage::state`], what it was when it was held: 1 runnable, 2 idle, 4 trapped.
+    pub state: u32,
+    /// The kernel's flags of it: floating-point state in use, reward for having idled early.
+    pub flags: u32,
+    /// Idle: until then; [`crate::abi::NEVER`]: without end.
+    pub deadline: u64,
+    /// When its stop clock runs out; [`crate::abi::NEVER`]: it is not set.
+    pub clock: u64,
+    /// Pending lines that it was not told of.
+    pub pending: u64,
+    /// Its trap: kind and code, address, value.
+    pub trap: [u64; 3],
+    /// Processor time so far, in the kernel's ticks.
+    pub cpu_ticks: u64,
+    /// Times switched to.
+    pub switches: u64,
+    /// Floating-point state.
+    pub fpu: [u8; FPU_BYTES],
+}
+
+impl SavedDomain {
+    /// All zero: no domain can go on from it.
+    pub const ZERO: SavedDomain = SavedDomain {
+        registers: [0; 18],
+        state: 0,
+        flags: 0,
+        deadline: 0,
+        clock: 0,
+        pending: 0,
+        trap: [0; 3],
+        cpu_ticks: 0,
+        switches: 0,
+        fpu: [0; FPU_BYTES],
+    };
 }
 
 /// Where a hardware interrupt comes from: `rdx` of [`crate::abi::Number::InterruptCreate`].
@@ -237,4 +292,5 @@ impl InterruptSource {
     }
 }
 
+const _: () = assert!(size_of::<SavedDomain>() == 1048);
 const _: () = assert!(size_of::<DomainParameters>() == 112 && size_of::<Event>() == 48 && size_of::<Usage>() == 32);

@@ -4,7 +4,7 @@
 //! * [`layout`]: where things lie in the address space of a server and of a VM.
 //! * [`memory`], [`domain`], [`capability`]: the records that batched calls read and write.
 //! * [`registers`]: the virtual register page.
-//! * [`nic`], [`text`]: queues between a guest and the servers behind its devices.
+//! * [`nic`], [`disk`], [`text`]: queues between a guest and the servers behind its devices.
 //! * [`note`]: what a guest image says of itself; [`image`]: the check of such an image.
 //! * [`boot`], [`manifest`]: what the kernel tells `init`, and what the builder tells `init`.
 //! * [`service`]: the typed postcard services that servers offer.
@@ -22,6 +22,7 @@ pub mod abi;
 pub mod boot;
 pub mod bundle;
 pub mod capability;
+pub mod disk;
 pub mod domain;
 pub mod layout;
 pub mod memory;

@@ -163,6 +163,19 @@ pub struct Vm {
     pub address: [u8; 4],
     /// Arguments, at most [`crate::registers::ARGUMENTS`] bytes.
     pub arguments: String,
+    /// Its virtual disks, at most [`crate::disk::DISKS`].
+    pub disks: Vec<Disk>,
+}
+
+/// A virtual disk of a VM.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Disk {
+    /// Name.
+    pub name: String,
+    /// Without the right to write.
+    pub read_only: bool,
+    /// Blocks of 4 KiB to make it with if there is none of this name; 0: then the VM is refused.
+    pub blocks: u64,
 }
 
 /// The startup page of a server: a little-endian `u32` length, then this in postcard.

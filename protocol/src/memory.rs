@@ -97,4 +97,31 @@ pub struct TransferOperation {
 /// In [`TransferOperation::done`] with `NotPresent`: the destination's page is missing, not the source's.
 pub const DESTINATION_MISSING: u32 = 1 << 31;
 
+/// Most pages of one [`crate::abi::Number::Scan`].
+pub const SCAN_PAGES: usize = 512;
+
+bitflags! {
+    /// What a page was, in a byte ([`crate::abi::Number::Scan`]).
+    #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+    pub struct PageState: u8 {
+        /// Mapped.
+        const PRESENT = 1;
+        /// Used since the bit was last cleared or the page was mapped.
+        const ACCESSED = 2;
+        /// Written likewise, by the domain or by a transfer into its memory.
+        const DIRTY = 4;
+        /// May be written.
+        const WRITABLE = 8;
+    }
+
+    /// What a scan does besides looking.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+    pub struct Scan: u8 {
+        /// Clears ACCESSED.
+        const CLEAR_ACCESSED = 1;
+        /// Unmaps the pages.
+        const UNMAP = 2;
+    }
+}
+
 const _: () = assert!(size_of::<MapOperation>() == 24 && size_of::<TransferOperation>() == 48);

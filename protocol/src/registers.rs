@@ -13,6 +13,19 @@ pub const ARGUMENTS: usize = 512;
 /// Bytes of the name.
 pub const NAME: usize = 64;
 
+/// A disk of the VM, as its registers tell it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct DiskRegister {
+    /// Blocks of 4 KiB; 0: the VM has no such disk.
+    pub blocks: u64,
+    /// Bit 0: it cannot be written.
+    pub flags: u64,
+}
+
+/// In [`DiskRegister::flags`]: the disk cannot be written.
+pub const DISK_READ_ONLY: u64 = 1;
+
 /// The page. `kernel → VM` and so on say who writes a register.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(4096))]
@@ -85,6 +98,8 @@ pub struct RegisterPage {
     pub name: [u8; NAME],
     /// Arguments of the VM from the system file, UTF-8.
     pub arguments: [u8; ARGUMENTS],
+    /// The VM's disks.
+    pub disks: [DiskRegister; crate::disk::DISKS],
 }
 
 impl RegisterPage {
@@ -122,6 +137,7 @@ impl RegisterPage {
         arguments_length: 0,
         name: [0; NAME],
         arguments: [0; ARGUMENTS],
+        disks: [DiskRegister { blocks: 0, flags: 0 }; crate::disk::DISKS],
     };
 }
 

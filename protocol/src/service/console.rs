@@ -1,6 +1,6 @@
 //! The console server: the machine's serial line, shared by servers, VMs and the operator.
 
-use super::{Service, VmRef};
+use super::{Service, VmNumber, VmRef};
 use alloc::string::String;
 use postcard_schema::Schema;
 use serde::{Deserialize, Serialize};
@@ -23,14 +23,16 @@ pub enum Request<'a> {
     /// A VM has a console: its output is printed with `name` before each line. From the loader.
     Attach {
         /// The VM.
-        vm: VmRef,
+        vm: VmNumber,
+        /// Where it is now.
+        at: VmRef,
         /// Its name.
         name: &'a str,
         /// Address of its console page.
         page: u64,
     },
     /// The VM is no more.
-    Detach(VmRef),
+    Detach(VmNumber),
 }
 
 /// What the console answers.

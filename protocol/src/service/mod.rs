@@ -6,12 +6,13 @@
 //! an error at connection, never garbage. Requests are decoded to their exact length; leftovers or a
 //! malformed request are answered with [`label::MALFORMED`] and change nothing.
 //!
-//! Calls go upward only: supervisor → loader → swap, vswitch → drivers → platform, console, init. The
+//! Calls go upward only: supervisor → loader → vswitch, vdisk → swap → drivers → platform, console, init. The
 //! builder refuses a system in which they do not. The other way there are virtual interrupts.
 
 use postcard_schema::{Schema, key::Key};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+pub mod block_driver;
 pub mod console;
 pub mod init;
 pub mod loader;
@@ -19,6 +20,7 @@ pub mod net_driver;
 pub mod pager;
 pub mod platform;
 pub mod switch;
+pub mod vdisk;
 
 /// Labels of messages.
 pub mod label {
@@ -51,8 +53,21 @@ pub trait Service {
     }
 }
 
-/// A VM as the pager and the loader name it: the frame of its control block and that frame's generation,
-/// as in [`crate::abi::Target::pool`].
+/// A VM's number: unique since boot, and the tag of its domain. Its low [`PLACE_BITS`] bits are its *place*, by which every server can
+/// keep its record in a table; two VMs that are there at the same time have different places.
+pub type VmNumber = u64;
+
+/// Bits of a place.
+pub const PLACE_BITS: u32 = 24;
+
+/// The place of a VM.
+pub const fn place(vm: VmNumber) -> u32 {
+    (vm & ((1 << PLACE_BITS) - 1)) as u32
+}
+
+/// Where a VM is *now*, as the kernel names it: the frame of its control block and that frame's generation,
+/// as in [`crate::abi::Target::pool`]. A VM that leaves memory is nowhere; when it comes back it is somewhere else. Who
+/// finds it `Gone` asks the pager for it ([`pager::Request::Bring`]).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize, Schema)]
 pub struct VmRef {
     /// Frame number.
@@ -68,8 +83,9 @@ mod tests {
     use proptest::prelude::*;
     use std::{collections::HashSet, vec::Vec};
 
-    fn keys() -> [u64; 7] {
+    fn keys() -> [u64; 9] {
         [
+            block_driver::BlockDriver::key(),
             console::Console::key(),
             init::Init::key(),
             loader::Loader::key(),
@@ -77,6 +93,7 @@ mod tests {
             pager::Pager::key(),
             platform::Platform::key(),
             switch::Switch::key(),
+            vdisk::Vdisk::key(),
         ]
     }
 
@@ -89,10 +106,13 @@ mod tests {
     #[test]
     fn bytes_stay_what_they_are() {
         let vm = VmRef { frame: 0x1234, generation: 7 };
-        let golden: [(Vec<u8>, &[u8]); 5] = [
+        let golden: [(Vec<u8>, &[u8]); 8] = [
             (postcard::to_allocvec(&console::Request::Log("hi")).unwrap(), &[0, 2, b'h', b'i']),
-            (postcard::to_allocvec(&pager::Request::Start(vm)).unwrap(), &[3, 0xb4, 0x24, 7]),
-            (postcard::to_allocvec(&switch::Request::Detach(vm)).unwrap(), &[1, 0xb4, 0x24, 7]),
+            (postcard::to_allocvec(&pager::Request::Start(300)).unwrap(), &[3, 0xac, 2]),
+            (postcard::to_allocvec(&switch::Request::Detach(300)).unwrap(), &[1, 0xac, 2]),
+            (postcard::to_allocvec(&pager::Response::Here(vm)).unwrap(), &[7, 0xb4, 0x24, 7]),
+            (postcard::to_allocvec(&block_driver::Response::NoPartition).unwrap(), &[3]),
+            (postcard::to_allocvec(&vdisk::Request::Detach(300)).unwrap(), &[1, 0xac, 2]),
             (
                 postcard::to_allocvec(&net_driver::Response::Started { mac: [1; 6], link: true }).unwrap(),
                 &[0, 1, 1, 1, 1, 1, 1, 1],
@@ -105,6 +125,8 @@ mod tests {
     }
 
     fn try_all(bytes: &[u8]) {
+        let _ = postcard::take_from_bytes::<block_driver::Request>(bytes);
+        let _ = postcard::take_from_bytes::<vdisk::Request>(bytes);
         let _ = postcard::take_from_bytes::<console::Request>(bytes);
         let _ = postcard::take_from_bytes::<init::Request>(bytes);
         let _ = postcard::take_from_bytes::<loader::Request>(bytes);

@@ -1,6 +1,6 @@
 //! The swap server: owner of all memory of VMs, their pager and gatekeeper.
 
-use super::{Service, VmRef};
+use super::{Service, VmNumber, VmRef};
 use alloc::{string::String, vec::Vec};
 use postcard_schema::Schema;
 use serde::{Deserialize, Serialize};
@@ -32,9 +32,9 @@ pub struct Part {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, Schema)]
 pub struct VmEntry {
     /// The VM.
-    pub vm: VmRef,
-    /// Its tag.
-    pub tag: u64,
+    pub vm: VmNumber,
+    /// Where it is, if it is in memory.
+    pub at: Option<VmRef>,
     /// Its image.
     pub image: ImageNumber,
     /// Whether it was ever started.
@@ -55,23 +55,24 @@ pub enum Request {
     },
     /// Forgets an image once no VM uses it.
     DropImage(ImageNumber),
-    /// Creates a VM, stopped. The caller lends one page: the contents of its virtual register page.
+    /// Creates a VM, stopped, with all the swap space that it can ever need. The caller lends one page: the contents of its virtual
+    /// register page.
     Create {
+        /// The VM's number; its place must be free.
+        vm: VmNumber,
         /// Image.
         image: ImageNumber,
         /// Bytes of memory.
         memory: u64,
         /// First instruction.
         entry: u64,
-        /// Tag for events: the VM's number.
-        tag: u64,
         /// Windows of NIC, disk and console: address and bytes.
         windows: [(u64, u64); 3],
     },
     /// Starts a VM, or lets it go on after `ready`.
-    Start(VmRef),
+    Start(VmNumber),
     /// Destroys a VM and cleans its memory.
-    Destroy(VmRef),
+    Destroy(VmNumber),
     /// Takes the next VM that stopped: those that ended, did something forbidden, or said `ready`. The pager raises
     /// the channel's line when there is one.
     NextStop,
@@ -82,14 +83,15 @@ pub enum Request {
         from: u32,
     },
     /// Figures of a VM.
-    Usage(VmRef),
+    Usage(VmNumber),
     /// Figures of the pool.
     Pool,
-    /// Brings pages of a VM into memory, writable if `write`; answered when they are there. From servers whose transfer met
-    /// [`crate::abi::Error::NotPresent`].
+    /// Brings pages of a VM into memory, writable if `write`, and the VM itself if it is not there. Answered `Here` if all is in memory
+    /// now, else `Later`: then the pager raises the channel's line once that has changed, and the client asks
+    /// [`Request::Brought`] and does again what met [`crate::abi::Error::NotPresent`] or [`crate::abi::Error::Gone`].
     Bring {
         /// The VM.
-        vm: VmRef,
+        vm: VmNumber,
         /// First byte.
         address: u64,
         /// Bytes, at most 64 KiB.
@@ -97,6 +99,8 @@ pub enum Request {
         /// For writing.
         write: bool,
     },
+    /// VMs whose pages this client has asked for and that it may try again, each told once; some of them may be no more.
+    Brought,
 }
 
 /// Why a VM stopped.
@@ -139,12 +143,14 @@ pub enum Response {
     Image(ImageNumber),
     /// A new VM.
     Created(VmRef),
-    /// A VM that stopped, with its tag; `None` when there is no more.
-    Stopped(Option<(VmRef, u64, Stop)>),
+    /// A VM that stopped; `None` when there is no more.
+    Stopped(Option<(VmNumber, Stop)>),
     /// Figures of a VM.
     Usage {
         /// Frames of its own (tables and control block included).
         frames: u64,
+        /// Pages that are in swap space only.
+        swapped: u64,
         /// Frames shared with its image.
         shared: u64,
         /// Page faults served.
@@ -162,11 +168,31 @@ pub enum Response {
         free: u64,
         /// VMs.
         vms: u64,
+        /// Those of them that have left memory whole.
+        suspended: u64,
+        /// Those that are to run and wait to be admitted.
+        waiting: u64,
+        /// Pages of swap space: all.
+        swap_total: u64,
+        /// Pages of swap space that no VM has.
+        swap_free: u64,
+        /// Pages read from swap space since boot.
+        page_ins: u64,
+        /// Pages written to swap space since boot.
+        page_outs: u64,
     },
+    /// The VM is here, and the pages asked for are in memory.
+    Here(VmRef),
+    /// Not yet; the channel's line is raised.
+    Later,
+    /// VMs that were brought; empty when there is no more.
+    Brought(Vec<VmNumber>),
     /// No such VM or image.
     NotFound,
     /// Not enough memory.
     OutOfMemory,
+    /// Not enough swap space.
+    OutOfSwap,
     /// An argument makes no sense.
     BadArgument,
     /// The image is in use.

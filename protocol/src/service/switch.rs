@@ -1,6 +1,6 @@
 //! The Ethernet switch between the VMs and the network.
 
-use super::{Service, VmRef};
+use super::{Service, VmNumber, VmRef};
 use postcard_schema::Schema;
 use serde::{Deserialize, Serialize};
 
@@ -13,7 +13,9 @@ pub enum Request {
     /// Gives a VM a port. Frames that it sends must have this source MAC, and IPv4 and ARP this source address.
     Attach {
         /// The VM.
-        vm: VmRef,
+        vm: VmNumber,
+        /// Where it is now.
+        at: VmRef,
         /// Its MAC address.
         mac: [u8; 6],
         /// Its IPv4 address.
@@ -24,9 +26,9 @@ pub enum Request {
         length: u64,
     },
     /// Takes the port away.
-    Detach(VmRef),
+    Detach(VmNumber),
     /// What the port counted.
-    Statistics(VmRef),
+    Statistics(VmNumber),
 }
 
 /// What the switch answers.
