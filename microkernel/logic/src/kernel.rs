@@ -150,6 +150,9 @@ impl<M: Machine> Kernel<M> {
             Number::SetBuffer => self.set_buffer(me),
             Number::SetTimer => self.set_timer(me),
             Number::DomainUsage => self.domain_usage(me),
+            Number::DomainSave => self.domain_save(me),
+            Number::DomainRestore => self.domain_restore(me),
+            Number::Scan => self.scan(me),
         }
     }
 
