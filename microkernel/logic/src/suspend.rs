@@ -17,12 +17,10 @@ use crate::{
 use protocol::{
     abi::{Error, NEVER, Target},
     capability::Rights,
-    domain::{EventKind, FPU_BYTES, SavedDomain, TRAP_QUEUE},
+    domain::{EventKind, SavedDomain, TRAP_QUEUE, Window},
     layout::SPACE_END,
 };
 
-/// Words of a saved domain before the floating-point state.
-const WORDS: usize = (size_of::<SavedDomain>() - FPU_BYTES) / 8;
 /// Flags that are saved.
 const SAVED_FLAGS: u8 = FLAG_FPU | FLAG_REWARD;
 
@@ -85,12 +83,7 @@ impl<M: Machine> Kernel<M> {
         if block.state() != State::Held {
             return Err(Error::Busy.into());
         }
-        let mut bytes = [0; size_of::<SavedDomain>()];
-        let (words, fpu) = bytes.split_at_mut(WORDS * 8);
-        for (chunk, word) in words.chunks_exact_mut(8).zip(saved_words(block)) {
-            chunk.copy_from_slice(&word.to_le_bytes());
-        }
-        fpu.copy_from_slice(&block.fpu.0);
+        let bytes = saved(block).to_bytes();
         self.write_user(root, UserRange::records::<SavedDomain>(address, 1)?, &bytes)?;
         Ok(())
     }
@@ -102,39 +95,39 @@ impl<M: Machine> Kernel<M> {
         let frame = self.named_domain(me, target, Rights::CONTROL)?.0;
         let mut bytes = [0; size_of::<SavedDomain>()];
         self.read_user(root, UserRange::records::<SavedDomain>(address, 1)?, &mut bytes)?;
-        let (words, fpu) = bytes.split_at(WORDS * 8);
-        let word = |index: usize| words.as_chunks().0.get(index).map_or(0, |chunk| u64::from_le_bytes(*chunk));
-        let state = match word(18) as u32 {
+        let saved = SavedDomain::from_bytes(&bytes);
+        let state = match saved.state {
             1 => State::Runnable,
             2 => State::Idle,
             4 => State::Trapped,
             _ => return Err(Error::BadArgument.into()),
         };
-        let trap = Trap { kind: word(22) as u32, code: (word(22) >> 32) as u32, address: word(23), value: word(24) };
-        if self.machine.block(frame).state() != State::Stopped || frame == me || word(16) >= SPACE_END {
+        let [kind, fault_address, value] = saved.trap;
+        let trap = Trap { kind: kind as u32, code: (kind >> 32) as u32, address: fault_address, value };
+        let registers = registers_from(&saved.registers);
+        if self.machine.block(frame).state() != State::Stopped || frame == me || registers.rip >= SPACE_END {
             return Err(Error::BadArgument.into());
         }
         let components = self.machine.fpu_components();
         let block = self.machine.block_mut(frame);
-        block.registers = registers_from(word);
-        block.flags = FLAG_FULL_RESTORE | (word(18) >> 32) as u8 & SAVED_FLAGS;
-        (block.held_from, block.held_deadline) = (state as u8, word(19));
-        (block.pending, block.trap) = (word(21), trap);
-        (block.cpu_ticks, block.switches) = (word(25), word(26));
-        if let Ok(fpu) = fpu.try_into() {
-            block.fpu.0 = fpu;
-        }
+        block.registers = registers;
+        block.flags = FLAG_FULL_RESTORE | saved.flags as u8 & SAVED_FLAGS;
+        (block.held_from, block.held_deadline) = (state as u8, saved.deadline);
+        (block.pending, block.trap) = (saved.pending, trap);
+        (block.cpu_ticks, block.switches) = (saved.cpu_ticks, saved.switches);
+        block.windows = saved.windows.map(|[address, length]| Window { address, length });
+        block.fpu.0 = saved.fpu;
         block.fpu.make_valid(components);
         block.set_state(State::Held);
-        if word(20) != NEVER {
-            self.timers.set(&mut self.machine, frame, CLOCK, word(20));
+        if saved.clock != NEVER {
+            self.timers.set(&mut self.machine, frame, CLOCK, saved.clock);
             self.arm();
         }
         Ok(())
     }
 }
 
-fn saved_words(block: &ControlBlock) -> [u64; WORDS] {
+fn saved(block: &ControlBlock) -> SavedDomain {
     let Registers { words: [a, b, c, d, e, f, g, h], rax, rdi, r15, rbx, rbp, rcx, r11, rsp, rip, rflags } =
         block.registers;
     let state = match block.held_from {
@@ -144,49 +137,23 @@ fn saved_words(block: &ControlBlock) -> [u64; WORDS] {
     };
     let clock = block.timers[CLOCK].deadline;
     let Trap { kind, code, address, value } = block.trap;
-    [
-        a,
-        b,
-        c,
-        d,
-        e,
-        f,
-        g,
-        h,
-        rax,
-        rdi,
-        r15,
-        rbx,
-        rbp,
-        rcx,
-        r11,
-        rsp,
-        rip,
-        rflags,
-        state | u64::from(block.flags & SAVED_FLAGS) << 32,
-        block.held_deadline,
-        if clock == 0 { NEVER } else { clock },
-        block.pending,
-        u64::from(kind) | u64::from(code) << 32,
-        address,
-        value,
-        block.cpu_ticks,
-        block.switches,
-    ]
+    SavedDomain {
+        registers: [a, b, c, d, e, f, g, h, rax, rdi, r15, rbx, rbp, rcx, r11, rsp, rip, rflags],
+        state,
+        flags: u32::from(block.flags & SAVED_FLAGS),
+        deadline: block.held_deadline,
+        clock: if clock == 0 { NEVER } else { clock },
+        pending: block.pending,
+        trap: [u64::from(kind) | u64::from(code) << 32, address, value],
+        cpu_ticks: block.cpu_ticks,
+        switches: block.switches,
+        windows: block.windows.map(|window| [window.address, window.length]),
+        fpu: block.fpu.0,
+    }
 }
 
-fn registers_from(word: impl Fn(usize) -> u64) -> Registers {
-    Registers {
-        words: core::array::from_fn(&word),
-        rax: word(8),
-        rdi: word(9),
-        r15: word(10),
-        rbx: word(11),
-        rbp: word(12),
-        rcx: word(13),
-        r11: word(14),
-        rsp: word(15),
-        rip: word(16),
-        rflags: word(17) & USER_FLAGS | FIXED_FLAGS,
-    }
+fn registers_from(saved: &[u64; 18]) -> Registers {
+    let [a, b, c, d, e, f, g, h, rax, rdi, r15, rbx, rbp, rcx, r11, rsp, rip, rflags] = *saved;
+    let rflags = rflags & USER_FLAGS | FIXED_FLAGS;
+    Registers { words: [a, b, c, d, e, f, g, h], rax, rdi, r15, rbx, rbp, rcx, r11, rsp, rip, rflags }
 }
