@@ -116,6 +116,7 @@ impl<M: Machine> Kernel<M> {
                 let index = device_index(a)?;
                 self.machine.block_mut(frame).windows[index - 1] = Window { address: b, length: c };
             }
+            Control::Hold | Control::Release => return Err(Error::BadNumber.into()),
             Control::SetService => {
                 let index = device_index(a)?;
                 let service = if b == 0 { DomainRef::NOBODY } else { self.named_service(me, b)? };

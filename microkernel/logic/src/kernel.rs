@@ -150,6 +150,7 @@ impl<M: Machine> Kernel<M> {
             Number::SetBuffer => self.set_buffer(me),
             Number::SetTimer => self.set_timer(me),
             Number::DomainUsage => self.domain_usage(me),
+            Number::DomainSave | Number::DomainRestore | Number::Scan => Err(Error::BadNumber.into()),
         }
     }
 

@@ -7,6 +7,7 @@ use crate::{
     pager::{Outcome, Pager},
     space,
 };
+use core::sync::atomic::{AtomicU64, Ordering};
 use proptest::prelude::*;
 use protocol::{
     abi::Target,
@@ -14,7 +15,7 @@ use protocol::{
     layout::{IMAGE_BASE, PAGE, SPACE_BASE},
     memory::Access,
     service::{
-        VmRef,
+        VmNumber, VmRef,
         pager::{Part, Request, Response, Stop},
     },
 };
@@ -107,15 +108,23 @@ impl World {
     }
 
     fn creation(image: u32, memory: u64) -> Request {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let vm = NEXT.fetch_add(1, Ordering::Relaxed);
         let windows = [(DATA & !4095, 2 * PAGE), (0, 0), (0, 0)];
-        Request::Create { image, memory, entry: CODE + 8, tag: 42, windows }
+        Request::Create { vm, image, memory, entry: CODE + 8, windows }
+    }
+
+    /// The number of a VM; 0 if it is no more.
+    fn number(&self, vm: VmRef) -> VmNumber {
+        let domain = self.model.domains.get(&vm.frame).filter(|domain| domain.generation == vm.generation);
+        domain.map_or(0, |domain| domain.parameters.tag)
     }
 
     fn create(&mut self, image: u32, memory: u64) -> Result<VmRef, Response> {
         self.model.lent = vec![0x77; PAGE as usize];
         match self.ask(Self::creation(image, memory)) {
             Response::Created(vm) => {
-                assert_eq!(self.ask(Request::Start(vm)), Response::Done);
+                assert_eq!(self.ask(Request::Start(self.number(vm))), Response::Done);
                 Ok(vm)
             }
             other => Err(other),
@@ -123,10 +132,11 @@ impl World {
     }
 
     fn trap(&mut self, vm: VmRef, kind: EventKind, code: u32, address: u64) -> Event {
+        let tag = self.number(vm);
         self.model.domains.get_mut(&vm.frame).unwrap().state = DomainState::Trapped;
         let generation = u32::from(vm.generation);
         let kind = kind as u32;
-        Event { frame: vm.frame, generation, tag: 42, kind, code, address, instruction: CODE + 99, value: 13 }
+        Event { frame: vm.frame, generation, tag, kind, code, address, instruction: CODE + 99, value: 13 }
     }
 
     /// The event if the VM cannot do that now.
@@ -155,8 +165,8 @@ impl World {
         for faults in 0..3 {
             let Some(event) = self.attempt(vm, address, act) else { return Ok(faults) };
             self.pager.events(&mut self.model, &[event]);
-            if let Response::Stopped(Some((stopped, 42, stop))) = self.ask(Request::NextStop) {
-                assert_eq!(stopped, vm);
+            if let Response::Stopped(Some((stopped, stop))) = self.ask(Request::NextStop) {
+                assert_eq!(stopped, self.number(vm));
                 return Err(stop);
             }
         }
@@ -164,7 +174,7 @@ impl World {
     }
 
     fn figures(&mut self, vm: VmRef) -> (u64, u64) {
-        match self.ask(Request::Usage(vm)) {
+        match self.ask(Request::Usage(self.number(vm))) {
             Response::Usage { frames, shared, .. } => (frames, shared),
             other => panic!("{other:?}"),
         }
@@ -213,7 +223,7 @@ fn a_vm_lives() {
     let domain = &world.model.domains[&vm.frame];
     assert_eq!(domain.entry, [CODE + 8, SPACE_BASE + MEMORY, SPACE_BASE]);
     assert_eq!(domain.parameters.services, [NIC, 0, 0], "no service behind a device without a window");
-    assert_eq!((domain.parameters.tag, domain.parameters.register_page), (42, SPACE_BASE));
+    assert_eq!(domain.parameters.register_page, SPACE_BASE);
     // Control block, root, two tables, virtual register page.
     assert_eq!(world.figures(vm), (5, 0));
     assert_eq!(world.touch(vm, SPACE_BASE, Act::Write(1)), Ok(0));
@@ -244,8 +254,8 @@ fn a_vm_lives() {
     world.check(&[vm, other]);
     for vm in [vm, other] {
         assert_eq!(world.ask(Request::DropImage(image)), Response::InUse);
-        assert_eq!(world.ask(Request::Destroy(vm)), Response::Done);
-        assert_eq!(world.ask(Request::Destroy(vm)), Response::NotFound);
+        assert_eq!(world.ask(Request::Destroy(world.number(vm))), Response::Done);
+        assert_eq!(world.ask(Request::Destroy(world.number(vm))), Response::NotFound);
         world.finish_work();
     }
     assert_eq!(world.free(), free);
@@ -298,7 +308,7 @@ fn forbidden_accesses_stop_the_vm() {
         assert_eq!(world.touch(vm, address, act), Err(stop));
         assert!(world.pager.take_ring());
         assert_eq!(world.model.domains[&vm.frame].state, DomainState::Trapped, "it does not run again");
-        assert_eq!(world.ask(Request::Start(vm)), Response::BadArgument);
+        assert_eq!(world.ask(Request::Start(world.number(vm))), Response::BadArgument);
         assert_eq!(world.ask(Request::NextStop), Response::Stopped(None));
         assert_eq!(world.touch(other, DATA + 0x500, Act::Write(1)), Ok(1));
     }
@@ -317,21 +327,21 @@ fn stops_are_told_once_and_listed() {
     world.pager.events(&mut world.model, &events);
     assert!(world.pager.take_ring() && !world.pager.take_ring());
     assert_eq!(
-        world.ask(Request::Start(vms[2])),
+        world.ask(Request::Start(world.number(vms[2]))),
         Response::BadArgument,
         "the loader does not know yet that it is ready"
     );
     let exception = Stop::Exception { vector: 6, error: 13, instruction: CODE + 99 };
     let expected = [Stop::Exit(7), exception.clone(), Stop::Ready];
     for (vm, stop) in vms.iter().zip(expected) {
-        assert_eq!(world.ask(Request::NextStop), Response::Stopped(Some((*vm, 42, stop))));
+        assert_eq!(world.ask(Request::NextStop), Response::Stopped(Some((world.number(*vm), stop))));
     }
     assert_eq!(world.ask(Request::NextStop), Response::Stopped(None));
-    assert_eq!(world.ask(Request::Start(vms[2])), Response::Done);
+    assert_eq!(world.ask(Request::Start(world.number(vms[2]))), Response::Done);
     assert_eq!(world.model.domains[&vms[2].frame].state, DomainState::Runs);
-    world.ask(Request::Destroy(vms[0]));
+    world.ask(Request::Destroy(world.number(vms[0])));
     let Response::Vms(list, None) = world.ask(Request::List { from: 0 }) else { panic!() };
-    let list: Vec<_> = list.into_iter().map(|entry| (entry.vm, entry.started, entry.stop)).collect();
+    let list: Vec<_> = list.into_iter().map(|entry| (entry.at.unwrap(), entry.started, entry.stop)).collect();
     assert_eq!(list, [(vms[1], true, Some(exception)), (vms[2], true, None)]);
     // An event that was under way when its VM was destroyed.
     world.pager.events(&mut world.model, &events[..1]);
@@ -346,7 +356,7 @@ fn lists_go_on_where_they_stopped() {
     let (mut from, mut found) = (0, Vec::new());
     loop {
         let Response::Vms(list, more) = world.ask(Request::List { from }) else { panic!() };
-        found.extend(list.into_iter().map(|entry| entry.vm));
+        found.extend(list.into_iter().filter_map(|entry| entry.at));
         match more {
             Some(next) => from = next,
             None => break,
@@ -433,7 +443,7 @@ fn bad_requests_are_refused() {
         assert_eq!(outcome, Outcome::Now(Response::Denied));
     }
     assert_eq!(world.free(), free, "refusals cost nothing");
-    let nobody = VmRef { frame: FIRST + 1, generation: 0 };
+    let nobody = 0;
     for request in [Request::Start(nobody), Request::Destroy(nobody), Request::Usage(nobody)] {
         assert_eq!(world.ask(request), Response::NotFound);
     }
@@ -464,17 +474,17 @@ fn memory_is_promised_whole_and_waited_for() {
     }
     world.check(&vms);
     // A creation while memory is on its way back waits for it.
-    world.ask(Request::Destroy(vms[0]));
+    world.ask(Request::Destroy(world.number(vms[0])));
     world.model.lent = vec![0x77; PAGE as usize];
     let outcome = world.pager.request(&mut world.model, true, Some(LENT), World::creation(image, MEMORY));
     assert_eq!(outcome, Outcome::Later);
     assert_eq!(world.pager.take_answer(), None);
     world.finish_work();
     let Some((LENT, Response::Created(vm))) = world.pager.take_answer() else { panic!() };
-    assert_eq!(world.ask(Request::Start(vm)), Response::Done);
+    assert_eq!(world.ask(Request::Start(world.number(vm))), Response::Done);
     assert_eq!(world.touch(vm, SPACE_BASE + MEMORY - 1, Act::Read), Ok(1));
     // One that will never have enough is refused in the end.
-    world.ask(Request::Destroy(vm));
+    world.ask(Request::Destroy(world.number(vm)));
     world.model.lent = vec![0x77; PAGE as usize];
     let outcome = world.pager.request(&mut world.model, true, Some(LENT), World::creation(image, 512 * PAGE));
     assert_eq!(outcome, Outcome::Later);
@@ -503,10 +513,11 @@ fn servers_have_pages_brought() {
     let mut world = World::new(1000);
     let image = world.define();
     let vm = world.create(image, MEMORY).unwrap();
-    let bring = |address, length, write| Request::Bring { vm, address, length, write };
-    assert_eq!(world.ask(bring(DATA, 2 * PAGE as u32, false)), Response::Done);
+    let number = world.number(vm);
+    let bring = |address, length, write| Request::Bring { vm: number, address, length, write };
+    assert_eq!(world.ask(bring(DATA, 2 * PAGE as u32, false)), Response::Here(vm));
     assert_eq!(world.figures(vm), (5, 2));
-    assert_eq!(world.ask(bring(DATA + 0xfff, 2, true)), Response::Done);
+    assert_eq!(world.ask(bring(DATA + 0xfff, 2, true)), Response::Here(vm));
     assert_eq!(world.figures(vm), (7, 0));
     assert_eq!(world.touch(vm, DATA + 0x200, Act::Write(4)), Ok(0));
     let end = SPACE_BASE + MEMORY;
@@ -519,8 +530,8 @@ fn servers_have_pages_brought() {
     ] {
         assert_eq!(world.ask(request.clone()), Response::BadArgument, "{request:?}");
     }
-    assert_eq!(world.ask(bring(end - PAGE, PAGE as u32, true)), Response::Done);
-    assert_eq!(world.ask(bring(SPACE_BASE + 30 * PAGE, 64 * 1024, true)), Response::Done);
+    assert_eq!(world.ask(bring(end - PAGE, PAGE as u32, true)), Response::Here(vm));
+    assert_eq!(world.ask(bring(SPACE_BASE + 30 * PAGE, 64 * 1024, true)), Response::Here(vm));
     // A fault that was on its way when its page was brought.
     let event = world.trap(vm, EventKind::PageFault, FAULT_WRITE, end - 1);
     world.pager.events(&mut world.model, &[event]);
@@ -549,7 +560,7 @@ fn a_vm_that_turns_on_the_spot_is_stopped() {
     for _ in 0..16 {
         assert_eq!(fault(&mut world, DATA + 1), Response::Stopped(None));
     }
-    let Response::Stopped(Some((_, _, Stop::Pager(why)))) = fault(&mut world, DATA + 1) else { panic!() };
+    let Response::Stopped(Some((_, Stop::Pager(why)))) = fault(&mut world, DATA + 1) else { panic!() };
     assert!(why.contains("keeps faulting"), "{why}");
     assert_eq!(world.model.domains[&vm.frame].state, DomainState::Trapped, "it does not run again");
 }
@@ -610,7 +621,7 @@ proptest! {
                     let request = World::creation(image, memory);
                     match world.pager.request(&mut world.model, true, Some(LENT), request) {
                         Outcome::Now(Response::Created(vm)) => {
-                            prop_assert_eq!(world.ask(Request::Start(vm)), Response::Done);
+                            prop_assert_eq!(world.ask(Request::Start(world.number(vm))), Response::Done);
                             vms.push(vm);
                         }
                         Outcome::Now(Response::BadArgument) => prop_assert!(memory < 52 * PAGE),
@@ -619,7 +630,7 @@ proptest! {
                             world.finish_work();
                             match world.pager.take_answer() {
                                 Some((LENT, Response::Created(vm))) => {
-                                    world.ask(Request::Start(vm));
+                                    world.ask(Request::Start(world.number(vm)));
                                     vms.push(vm);
                                 }
                                 Some((LENT, Response::OutOfMemory)) => {}
@@ -648,10 +659,10 @@ proptest! {
                     }
                     let list: Vec<_> = events.values().copied().collect();
                     world.pager.events(&mut world.model, &list);
-                    while let Response::Stopped(Some((vm, 42, stop))) = world.ask(Request::NextStop) {
+                    while let Response::Stopped(Some((number, stop))) = world.ask(Request::NextStop) {
                         prop_assert!(matches!(stop, Stop::BadAccess { .. }), "{:?}", stop);
-                        vms.retain(|other| *other != vm);
-                        world.ask(Request::Destroy(vm));
+                        vms.retain(|other| world.number(*other) != number);
+                        world.ask(Request::Destroy(number));
                     }
                     for vm in &vms {
                         prop_assert_eq!(world.model.domains[&vm.frame].state, DomainState::Runs);
@@ -660,9 +671,9 @@ proptest! {
                 Step::Bring(index, page, length, write) => {
                     let Some(vm) = vms.get(index).copied() else { continue };
                     let address = space::address(page) + 17;
-                    let response = world.ask(Request::Bring { vm, address, length, write });
-                    prop_assert!(matches!(response, Response::Done | Response::BadArgument), "{:?}", response);
-                    if response == Response::Done {
+                    let response = world.ask(Request::Bring { vm: world.number(vm), address, length, write });
+                    prop_assert!(response == Response::Here(vm) || response == Response::BadArgument, "{:?}", response);
+                    if response == Response::Here(vm) {
                         let need = if write { Access::WRITE } else { Access::empty() };
                         let last = address + u64::from(length.max(1)) - 1;
                         prop_assert!(world.model.access(vm, last, need).is_some());
@@ -672,13 +683,13 @@ proptest! {
                     let Some(vm) = vms.get(index).copied() else { continue };
                     let event = world.trap(vm, EventKind::Exit, 1, 0);
                     world.pager.events(&mut world.model, &[event]);
-                    prop_assert_eq!(world.ask(Request::NextStop), Response::Stopped(Some((vm, 42, Stop::Exit(1)))));
+                    prop_assert_eq!(world.ask(Request::NextStop), Response::Stopped(Some((world.number(vm), Stop::Exit(1)))));
                     vms.remove(index);
-                    world.ask(Request::Destroy(vm));
+                    world.ask(Request::Destroy(world.number(vm)));
                 }
                 Step::Destroy(index) if index < vms.len() => {
                     let vm = vms.remove(index);
-                    prop_assert_eq!(world.ask(Request::Destroy(vm)), Response::Done);
+                    prop_assert_eq!(world.ask(Request::Destroy(world.number(vm))), Response::Done);
                 }
                 Step::Destroy(_) => {}
                 Step::Work(count) => (0..count).for_each(|_| world.pager.work(&mut world.model)),
@@ -693,7 +704,7 @@ proptest! {
             }
         }
         for vm in vms {
-            world.ask(Request::Destroy(vm));
+            world.ask(Request::Destroy(world.number(vm)));
         }
         world.finish_work();
         prop_assert_eq!(world.free(), free);

@@ -3,7 +3,7 @@
 use crate::{frames::List, space::Space};
 use alloc::{format, string::String, vec::Vec};
 use protocol::service::{
-    VmRef,
+    VmNumber, VmRef,
     pager::{ImageNumber, Stop},
 };
 
@@ -84,8 +84,8 @@ impl From<Cause> for Stop {
 pub struct Vm {
     /// Its name to the kernel and to clients.
     pub reference: VmRef,
-    /// Tag of its creator's choice.
-    pub tag: u64,
+    /// Its number.
+    pub tag: VmNumber,
     /// First instruction.
     pub entry: u64,
     /// Image.

@@ -13,7 +13,7 @@ use protocol::{
     domain::{Band, DomainParameters, Window},
     layout::{PAGE, SPACE_BASE},
     memory::{Access, MapKind, MapOperation, TransferOperation},
-    service::{VmRef, pager::Response},
+    service::{VmRef, pager::Response, place},
 };
 
 /// Frames of a VM besides its pages and page tables: control block and root page table.
@@ -46,6 +46,9 @@ impl Pager<'_> {
         if !image.fits(space, creation.entry) || !windows.iter().all(|window| space.holds_window(window)) {
             return Err(Response::BadArgument);
         }
+        if self.places.contains_key(&place(creation.number)) {
+            return Err(Response::BadArgument);
+        }
         let need = Self::need(space, image.shared_pages());
         if need > self.available() {
             return Err(Response::OutOfMemory);
@@ -60,7 +63,7 @@ impl Pager<'_> {
         shared.resize(bits, 0);
         let vm = Vm {
             reference: VmRef { frame: 0, generation: 0 },
-            tag: creation.tag,
+            tag: creation.number,
             entry: creation.entry,
             image: creation.image,
             space,
@@ -80,6 +83,7 @@ impl Pager<'_> {
         match built {
             Ok(vm) => {
                 self.promised += need;
+                self.places.insert(place(creation.number), vm);
                 if let Some(image) = self.images.get_mut(creation.image) {
                     image.users += 1;
                 }

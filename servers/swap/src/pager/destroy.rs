@@ -9,7 +9,11 @@ use crate::{
     machine::Machine,
     vm::{Cause, State},
 };
-use protocol::{abi::Error, domain::Control, service::VmRef};
+use protocol::{
+    abi::Error,
+    domain::Control,
+    service::{VmRef, place},
+};
 
 /// Frames given back in one step: about as long as one step of the kernel.
 const FRAMES: u32 = 256;
@@ -20,6 +24,7 @@ impl Pager<'_> {
         let Some(number) = self.find(vm) else { return Response::NotFound };
         if let Some(found) = self.vms.get_mut(number) {
             found.state = State::Dying;
+            self.places.remove(&place(found.tag));
             self.dying.push_back(number);
         }
         // A fault that waits to be served is void too: it must not run meanwhile. It may be gone already.

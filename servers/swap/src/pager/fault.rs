@@ -226,7 +226,7 @@ impl Pager<'_> {
         let Some((first, last)) = pages.filter(|_| length <= BRING_MAX) else { return Response::BadArgument };
         let mut batch = core::mem::take(&mut self.batch);
         let touch = if write { Touch::Write } else { Touch::Read };
-        let mut response = Response::Done;
+        let mut response = Response::Here(vm);
         for page in first..=last {
             if self.plan(&mut batch, (vm, number), (page, touch), false, Cause::Ready).is_err() {
                 response = Response::BadArgument;

@@ -16,15 +16,20 @@ use crate::{
     slab::Slab,
     vm::{Cause, State, Vm},
 };
-use alloc::{boxed::Box, collections::VecDeque, vec::Vec};
+use alloc::{
+    boxed::Box,
+    collections::{BTreeMap, VecDeque},
+    vec::Vec,
+};
 use protocol::{
     abi::Target,
     domain::Control,
     layout::{PAGE, SPACE_BASE},
     memory::TransferOperation,
     service::{
-        VmRef,
+        VmNumber, VmRef,
         pager::{Request, Response, VmEntry},
+        place,
     },
 };
 
@@ -57,8 +62,8 @@ pub struct Creation {
     pub memory: u64,
     /// First instruction.
     pub entry: u64,
-    /// Tag.
-    pub tag: u64,
+    /// Number.
+    pub number: VmNumber,
     /// Windows.
     pub windows: [(u64, u64); 3],
 }
@@ -72,6 +77,8 @@ pub struct Pager<'a> {
     services: [u64; 3],
     frames: FrameTable<'a>,
     vms: Slab<Vm>,
+    /// Live VMs by place.
+    places: BTreeMap<u32, VmRef>,
     images: Slab<Image>,
     /// The frame of zeros that read-only parts share.
     zero: Frame,
@@ -112,6 +119,7 @@ impl<'a> Pager<'a> {
             services,
             frames,
             vms: Slab::new(),
+            places: BTreeMap::new(),
             images: Slab::new(),
             zero,
             own,
@@ -135,7 +143,7 @@ impl<'a> Pager<'a> {
         lent: Option<Target>,
         request: Request,
     ) -> Outcome {
-        let open = matches!(request, Request::Usage(_) | Request::Pool | Request::Bring { .. });
+        let open = matches!(request, Request::Usage(_) | Request::Pool | Request::Bring { .. } | Request::Brought);
         if !manager && !open {
             return Outcome::Now(Response::Denied);
         }
@@ -145,9 +153,9 @@ impl<'a> Pager<'a> {
                 None => Response::BadArgument,
             },
             Request::DropImage(image) => self.drop_image(image),
-            Request::Create { image, memory, entry, tag, windows } => match lent {
+            Request::Create { vm, image, memory, entry, windows } => match lent {
                 Some(lent) => {
-                    let creation = Creation { lent, image, memory, entry, tag, windows };
+                    let creation = Creation { lent, number: vm, image, memory, entry, windows };
                     match self.create_or_wait(machine, creation) {
                         Some(response) => response,
                         None => return Outcome::Later,
@@ -155,17 +163,28 @@ impl<'a> Pager<'a> {
                 }
                 None => Response::BadArgument,
             },
-            Request::Start(vm) => self.start(machine, vm),
-            Request::Destroy(vm) => self.destroy(machine, vm),
+            Request::Start(vm) => self.at(vm).map_or(Response::NotFound, |at| self.start(machine, at)),
+            Request::Destroy(vm) => self.at(vm).map_or(Response::NotFound, |at| self.destroy(machine, at)),
             Request::NextStop => Response::Stopped(self.next_stop()),
             Request::List { from } => self.list(from),
-            Request::Usage(vm) => self.usage(machine, vm),
+            Request::Usage(vm) => self.at(vm).map_or(Response::NotFound, |at| self.usage(machine, at)),
             Request::Pool => Response::Pool {
                 total: u64::from(self.frames.total()),
                 free: self.available(),
                 vms: u64::from(self.vms.len()),
+                suspended: 0,
+                waiting: 0,
+                swap_total: 0,
+                swap_free: 0,
+                page_ins: 0,
+                page_outs: 0,
             },
-            Request::Bring { vm, address, length, write } => self.bring(machine, vm, address, length, write),
+            Request::Bring { vm, address, length, write } => match self.at(vm) {
+                Some(at) => self.bring(machine, at, address, length, write),
+                None => Response::NotFound,
+            },
+            // Nothing leaves memory, so nothing is answered `Later`.
+            Request::Brought => Response::Brought(Vec::new()),
         })
     }
 
@@ -199,7 +218,14 @@ impl<'a> Pager<'a> {
         u64::from(self.frames.total()).saturating_sub(own + self.image_frames + self.promised)
     }
 
-    /// The number of a VM that is there.
+    /// Where the VM with this number is.
+    fn at(&self, vm: VmNumber) -> Option<VmRef> {
+        let at = *self.places.get(&place(vm))?;
+        let found = self.vms.get(self.find(at)?)?;
+        (found.tag == vm).then_some(at)
+    }
+
+    /// The position of a VM that is there.
     fn find(&self, vm: VmRef) -> Option<u32> {
         let number = self.frames.control_owner(vm.frame)?;
         let found = self.vms.get(number)?;
@@ -235,14 +261,14 @@ impl<'a> Pager<'a> {
         self.ring = true;
     }
 
-    fn next_stop(&mut self) -> Option<(VmRef, u64, protocol::service::pager::Stop)> {
+    fn next_stop(&mut self) -> Option<(VmNumber, protocol::service::pager::Stop)> {
         while let Some(vm) = self.stops.pop_front() {
             let Some(found) = self.find(vm).and_then(|number| self.vms.get_mut(number)) else { continue };
             found.queued = false;
             if let Some(cause) = found.stop
                 && !core::mem::replace(&mut found.told, true)
             {
-                return Some((vm, found.tag, cause.into()));
+                return Some((found.tag, cause.into()));
             }
         }
         None
@@ -260,7 +286,7 @@ impl<'a> Pager<'a> {
                 vm.told = vm.stop.is_some();
                 let started = vm.state != State::Created;
                 let stop = vm.stop.map(Into::into);
-                entries.push(VmEntry { vm: vm.reference, tag: vm.tag, image: vm.image, started, stop });
+                entries.push(VmEntry { vm: vm.tag, at: Some(vm.reference), image: vm.image, started, stop });
             }
         }
         Response::Vms(entries, (end < self.vms.end()).then_some(end))
@@ -270,6 +296,7 @@ impl<'a> Pager<'a> {
         match self.find(vm).and_then(|number| self.vms.get(number)) {
             Some(found) => Response::Usage {
                 frames: u64::from(found.frames.len()),
+                swapped: 0,
                 shared: u64::from(found.shared_count),
                 faults: found.faults,
                 cpu_time: machine.cpu_time(vm),
