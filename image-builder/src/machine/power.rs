@@ -100,7 +100,8 @@ fn entries(log: &File) -> Result<Vec<Entry>> {
         let mut bytes = [0; 8];
         log.read_exact_at(&mut bytes, at).map(|()| u64::from_le_bytes(bytes)).into_diagnostic()
     };
-    if end < SECTOR as u64 || word(0)? != MAGIC {
+    // The first sector is written at the first flush: until then it is empty.
+    if end < SECTOR as u64 || ![0, MAGIC].contains(&word(0)?) {
         return Err(miette!("QEMU has written no log of the disk's writes"));
     }
     let (mut entries, mut at) = (Vec::new(), SECTOR as u64);
