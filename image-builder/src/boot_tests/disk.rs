@@ -26,6 +26,13 @@ pub(super) const TESTS: &[BootTest] = &[
         run: disk,
     },
     BootTest {
+        name: "disk-plain",
+        about: "the same, by a device that interrupts by its line, and one that has no cache and zeroes nothing by itself",
+        limit: Duration::from_secs(120),
+        long: false,
+        run: plain,
+    },
+    BootTest {
         name: "disk-kill",
         about: "drivers and clients of disks are killed under load: every request is answered, everything is right",
         limit: Duration::from_secs(120),
@@ -62,7 +69,7 @@ pub(super) const TESTS: &[BootTest] = &[
     },
     BootTest {
         name: "disk-damage",
-        about: "disks with damaged partition tables, without any, or missing: said so, and nothing is written",
+        about: "disks with damaged partition tables, without any, missing, or read-only: said so, and nothing is written",
         limit: Duration::from_secs(120),
         long: false,
         run: damage,
@@ -146,10 +153,25 @@ fn disk(context: &mut Context<'_>) -> Result<()> {
     context.line(0, &["disk1: no swap partition, which `lost` is to have"])?;
     context.line(0, &["lost: the disk cannot be opened: the disk has no such partition"])?;
     let counts = finish(context)?;
-    match (count(&counts, "failed"), count(&counts, "timed out")) {
+    nothing_failed(&counts)
+}
+
+fn nothing_failed(counts: &str) -> Result<()> {
+    match (count(counts, "failed"), count(counts, "timed out")) {
         (Some(0), Some(0)) => Ok(()),
         _ => Err(miette!("requests failed without a reason: {counts}")),
     }
+}
+
+/// A device without MSI-X, and one that can neither zero nor flush.
+fn plain(context: &mut Context<'_>) -> Result<()> {
+    let (system, built) = context.build(Some(SYSTEM))?;
+    context.boot_changed(&system, &built, |_, machine| {
+        machine.disks[0].device.push("vectors=0".into());
+        machine.disks[1].device.extend(["write-zeroes=off".into(), "write-cache=off".into()]);
+        prepare(machine)
+    })?;
+    nothing_failed(&finish(context)?)
 }
 
 fn kill(context: &mut Context<'_>) -> Result<()> {
@@ -168,7 +190,7 @@ fn kill(context: &mut Context<'_>) -> Result<()> {
     let counts = finish(context)?;
     context.line(0, &["check: the driver was restarted"])?;
     context.line(0, &["check1: the driver was restarted"])?;
-    if count(&counts, "failed") == Some(0) { Ok(()) } else { Err(miette!("requests failed: {counts}")) }
+    nothing_failed(&counts)
 }
 
 /// Rules by which the first disk fails each of these once: event and block of the partition.
@@ -312,6 +334,17 @@ fn damage(context: &mut Context<'_>) -> Result<()> {
     context.line(0, &["check: the disk cannot be opened: the disk has no such partition"])?;
     context.line(0, &["disk1: no device:"])?;
     context.line(0, &["check1: the disk cannot be opened: there is no disk"])?;
+    context.healthy()?;
+
+    // Nothing is wrong, but nothing may be written.
+    context.boot_changed(&system, &built, |_, machine| {
+        prepare(machine)?;
+        machine.disks[0].read_only = true;
+        Ok(())
+    })?;
+    context.line(0, &["virtio-blk: disk of 64 MiB", "read-only"])?;
+    context.line(0, &["check: 64 blocks are as the host wrote them"])?;
+    context.line(0, &["check: panicked", "the disk cannot be written"])?;
     context.healthy()
 }
 
