@@ -70,7 +70,7 @@ fn registers() {
         enabled pending mask handler handler_stack saved_instruction saved_stack saved_flags delivered
         saved_rax saved_rcx saved_r11
         version clone_generation vm memory tsc_base tsc_multiplier wall_clock created seed mac prefix
-        address gateway name_server name_length arguments_length name arguments
+        address gateway name_server name_length arguments_length name arguments disks
     };
     let expected: Vec<_> =
         expected.map(|(at, bytes, name)| (at.to_string(), bytes.to_string(), format!("`{name}`"))).into();

@@ -6,16 +6,19 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use miette::{IntoDiagnostic, Result, WrapErr, miette};
+use tempfile::TempDir;
 
 use super::BootTest;
 use crate::build::Built;
 use crate::interrupt;
+use crate::machine::disk::{Existing, Image};
 use crate::machine::http::{self, Page};
 use crate::machine::ports::{self, Reachable};
+use crate::machine::power::{Fate, Volatile};
 use crate::machine::qemu::{Machine, Network};
 use crate::machine::serial::Line;
 use crate::machine::{Running, is_last_word};
-use crate::session::Session;
+use crate::session::{self, Session};
 use crate::system::System;
 
 /// A test's surroundings.
@@ -28,6 +31,12 @@ pub struct Context<'a> {
     running: Option<Running>,
     reachable: Vec<Reachable>,
     boots: usize,
+    /// Whether the next boot finds the disks of the one before.
+    keep_disks: bool,
+    /// Disks that forget what was not flushed.
+    volatile: Vec<Volatile>,
+    /// Folder of the machine's control socket: its path must be short.
+    sockets: Option<TempDir>,
 }
 
 impl<'a> Context<'a> {
@@ -44,6 +53,9 @@ impl<'a> Context<'a> {
             running: None,
             reachable: Vec::new(),
             boots: 0,
+            keep_disks: false,
+            volatile: Vec::new(),
+            sockets: None,
         })
     }
 
@@ -81,17 +93,75 @@ impl<'a> Context<'a> {
         self.boot_built(&system, &built)
     }
 
-    /// Boots a system that was built.
+    /// Boots a system that was built. Its disks are new at each boot, unless [`Context::keep_disks`] was called.
     pub fn boot_built(&mut self, system: &System, built: &Built) -> Result<()> {
+        self.boot_changed(system, built, |_, _| Ok(()))
+    }
+
+    /// Boots a system on a machine that `change` has changed: its disks, for example.
+    pub fn boot_changed(
+        &mut self,
+        system: &System,
+        built: &Built,
+        change: impl FnOnce(&mut Context<'a>, &mut Machine) -> Result<()>,
+    ) -> Result<()> {
         self.reachable = ports::assign_free(system)?;
-        let machine = self.session.machine(system, built, ports::network(system, &self.reachable));
+        let mut machine = self.session.machine(system, built, ports::network(system, &self.reachable));
+        self.add_disks(system, &mut machine)?;
+        change(self, &mut machine)?;
         self.start(&machine)
     }
 
     /// Boots a system with its NIC on a UDP socket.
     pub fn boot_on_frames(&mut self, system: &System, built: &Built, network: Network) -> Result<()> {
-        let machine = self.session.machine(system, built, network);
+        let mut machine = self.session.machine(system, built, network);
+        self.add_disks(system, &mut machine)?;
         self.start(&machine)
+    }
+
+    fn add_disks(&mut self, system: &System, machine: &mut Machine) -> Result<()> {
+        // The machine before it, if there was one, must not write any more.
+        self.running = None;
+        self.volatile.clear();
+        let existing = if self.keep_disks { Existing::Keep } else { Existing::Replace };
+        machine.disks = session::disks(system, &self.folder, existing)?;
+        Ok(())
+    }
+
+    /// Lets later boots find the disks as this one leaves them, or no longer.
+    pub fn keep_disks(&mut self, keep: bool) {
+        self.keep_disks = keep;
+    }
+
+    /// The image of a disk. While a machine runs, it may be read but not written.
+    pub fn image(&self, disk: &str) -> Image {
+        Image::at(&self.folder.join(disk).with_extension("img"))
+    }
+
+    /// Gives all disks of a machine a cache that forgets at [`Context::cut_power`] what was not flushed.
+    pub fn volatile_disks(&mut self, machine: &mut Machine) -> Result<()> {
+        self.volatile = machine.disks.iter_mut().map(Volatile::give).collect::<Result<_>>()?;
+        Ok(())
+    }
+
+    /// Cuts the machine's power, and lets disks that are volatile forget; each `seed` is another chance. The next boot finds the disks so.
+    pub fn cut_power(&mut self, seed: u64) -> Result<Fate> {
+        self.running()?.cut();
+        self.keep_disks = true;
+        let mut all = Fate::default();
+        for volatile in self.volatile.drain(..) {
+            let fate = volatile.forget(seed)?;
+            all.flushed += fate.flushed;
+            all.kept += fate.kept;
+            all.lost += fate.lost;
+        }
+        Ok(all)
+    }
+
+    /// A place for the control socket of the next machine ([`Machine::qmp`]).
+    pub fn socket(&mut self) -> Result<PathBuf> {
+        let folder = TempDir::with_prefix("denali-").into_diagnostic()?;
+        Ok(self.sockets.insert(folder).path().join("qmp"))
     }
 
     fn start(&mut self, machine: &Machine) -> Result<()> {

@@ -3,11 +3,17 @@
 //! * [`qemu`]: its command line.
 //! * [`serial`]: its serial line.
 //! * [`http`]: asking its VMs for pages.
+//! * [`disk`]: images of its disks.
+//! * [`power`]: what its disks hold after a power cut.
+//! * [`qmp`]: its control socket.
 //! * [`ports`]: which ports of the host lead to which VM.
 
+pub mod disk;
 pub mod http;
 pub mod ports;
+pub mod power;
 pub mod qemu;
+pub mod qmp;
 pub mod serial;
 
 use std::fs::File;
@@ -114,6 +120,15 @@ impl Running {
             }
             thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// Ends it as a power cut would: at once, in the middle of whatever it does. What it had handed to the host is kept by
+    /// the host; [`power::Volatile`] makes disks that forget.
+    pub fn cut(&mut self) {
+        // An error means that it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        self.stop();
     }
 
     /// Ends it, and waits until all it wrote has been read.

@@ -199,6 +199,7 @@ fn plan(table: &VmTable, index: usize, name: String, image: String, address: Ipv
             mac,
             address: address.octets(),
             arguments: arguments.map_or_else(String::new, |text| text.get_ref().clone()),
+            disks: Vec::new(),
         },
         services: http.chain(tcp).collect(),
         at,

@@ -11,7 +11,10 @@ use crate::{
     vms::{Vm, Vms},
 };
 use alloc::{collections::VecDeque, format, string::String};
-use protocol::{service::VmRef, text::OUTPUT};
+use protocol::{
+    service::{VmNumber, VmRef},
+    text::OUTPUT,
+};
 
 /// Lines typed ahead of who reads them.
 pub const LINES_AHEAD: usize = 16;
@@ -37,7 +40,7 @@ pub struct Console {
     lines: VecDeque<String>,
     vms: Vms,
     /// VMs to look at again, each at most once, with the time.
-    later: VecDeque<(u64, VmRef)>,
+    later: VecDeque<(u64, VmNumber)>,
 }
 
 impl Console {
@@ -171,12 +174,12 @@ impl Console {
     }
 
     /// Gives a VM a console; `false` if there is no room for another.
-    pub fn attach(&mut self, vm: VmRef, name: &str, page: u64, now: u64) -> bool {
-        self.vms.attach(Vm::new(vm, name, page, now)).is_ok()
+    pub fn attach(&mut self, vm: VmNumber, at: VmRef, name: &str, page: u64, now: u64) -> bool {
+        self.vms.attach(Vm::new(vm, at, name, page, now)).is_ok()
     }
 
     /// Takes a VM's console away; what it was in the middle of is printed.
-    pub fn detach(&mut self, vm: VmRef) {
+    pub fn detach(&mut self, vm: VmNumber) {
         if let Some(mut vm) = self.vms.detach(vm) {
             let Vm { name, lost, .. } = &vm;
             let (name, lost) = (name.clone(), *lost);
@@ -187,11 +190,12 @@ impl Console {
         }
     }
 
-    /// The address of the console page to read now that the VM has rung its doorbell; `None` if the VM is unknown, or
-    /// has used up its allowance: then it is looked at later.
-    pub fn rung(&mut self, vm: VmRef, now: u64) -> Option<u64> {
+    /// Where the VM is, and the address of the console page to read, now that the VM has rung its doorbell; `None` if the VM is
+    /// unknown, or has used up its allowance: then it is looked at later. `at`: where it rang.
+    pub fn rung(&mut self, vm: VmNumber, at: Option<VmRef>, now: u64) -> Option<(VmRef, u64)> {
         let found = self.vms.get(vm)?;
-        let page = found.page;
+        found.at = at.unwrap_or(found.at);
+        let page = (found.at, found.page);
         match found.bucket.muted_until(now) {
             None => Some(page),
             Some(until) => {
@@ -202,7 +206,7 @@ impl Console {
     }
 
     /// Takes the output in a VM's page; returns the index `read` to write back, or `None` if the VM is unknown.
-    pub fn vm_output(&mut self, vm: VmRef, written: u32, read: u32, ring: &[u8; OUTPUT], now: u64) -> Option<u32> {
+    pub fn vm_output(&mut self, vm: VmNumber, written: u32, read: u32, ring: &[u8; OUTPUT], now: u64) -> Option<u32> {
         let found = self.vms.get(vm)?;
         let name = found.name.clone();
         let mut text = String::new();
@@ -239,7 +243,7 @@ impl Console {
         self.print(Class::Server, &format!("vm {name}| [{lost} bytes of output dropped]\n"));
     }
 
-    fn look_later(&mut self, vm: VmRef, time: u64) {
+    fn look_later(&mut self, vm: VmNumber, time: u64) {
         if let Some(found) = self.vms.get(vm)
             && !found.waits
         {
@@ -255,7 +259,7 @@ impl Console {
 
     /// Looks at the first VM that was put off, if its time has come: says what it lost, prints the line it is in the
     /// middle of. Returns it if its page is to be read now.
-    pub fn look(&mut self, now: u64) -> Option<VmRef> {
+    pub fn look(&mut self, now: u64) -> Option<VmNumber> {
         self.later.front().filter(|(time, _)| *time <= now)?;
         let (_, vm) = self.later.pop_front()?;
         let found = self.vms.get(vm)?;
@@ -293,7 +297,8 @@ mod tests {
     use crate::limit::{BURST, RATE};
     use alloc::vec::Vec;
 
-    const VM: VmRef = VmRef { frame: 9, generation: 3 };
+    const VM: VmNumber = 9;
+    const AT: VmRef = VmRef { frame: 90, generation: 3 };
 
     fn printed(console: &mut Console) -> String {
         String::from_utf8(core::iter::from_fn(|| console.next_byte()).collect::<Vec<_>>()).unwrap()
@@ -376,8 +381,8 @@ mod tests {
     #[test]
     fn vm_lines_are_whole_and_named() {
         let mut console = Console::new(1);
-        assert!(console.attach(VM, "web", 0x20_3000, 0));
-        assert_eq!(console.rung(VM, 0), Some(0x20_3000));
+        assert!(console.attach(VM, AT, "web", 0x20_3000, 0));
+        assert_eq!(console.rung(VM, None, 0), Some((AT, 0x20_3000)));
         let mut written = 0;
         vm_prints(&mut console, &mut written, "hel", 0);
         assert_eq!(printed(&mut console), "");
@@ -393,12 +398,12 @@ mod tests {
     #[test]
     fn a_flooding_vm_is_muted_and_its_loss_told() {
         let mut console = Console::new(1);
-        console.attach(VM, "flood", 0, 0);
+        console.attach(VM, AT, "flood", 0, 0);
         let line = "y".repeat(99) + "\n";
         let mut written = 0;
         let mut rings = 0;
         let mut text = String::new();
-        while console.rung(VM, 0).is_some() {
+        while console.rung(VM, None, 0).is_some() {
             vm_prints(&mut console, &mut written, &line, 0);
             rings += 1;
             text += &printed(&mut console);
@@ -418,11 +423,11 @@ mod tests {
     #[test]
     fn detach_prints_the_rest() {
         let mut console = Console::new(1);
-        console.attach(VM, "web", 0, 0);
+        console.attach(VM, AT, "web", 0, 0);
         vm_prints(&mut console, &mut 0, "panicked", 0);
         console.detach(VM);
         assert_eq!(printed(&mut console), "vm web| panicked\r\n");
-        assert_eq!(console.rung(VM, 0), None);
+        assert_eq!(console.rung(VM, None, 0), None);
         assert_eq!(console.look(u64::MAX), None);
     }
 }

@@ -17,7 +17,7 @@ use protocol::{
     domain::{Device, EventKind, line},
     manifest::{Resource, StartupResource},
     service::{
-        VmRef,
+        VmNumber, VmRef,
         console::{Console as ConsoleService, Request, Response, TEXT_MAX},
         platform::{self, Platform},
     },
@@ -169,18 +169,19 @@ impl Server {
         while let Ok(count @ 1..) = hypercall::collect(Device::Console as u8, &mut events) {
             for event in &events[..count] {
                 if event.kind == EventKind::Doorbell as u32 {
-                    self.rung(VmRef { frame: event.frame, generation: event.generation as u16 });
+                    let at = VmRef { frame: event.frame, generation: event.generation as u16 };
+                    self.rung(event.tag, Some(at));
                 }
             }
         }
     }
 
-    fn rung(&mut self, vm: VmRef) {
+    fn rung(&mut self, vm: VmNumber, at: Option<VmRef>) {
         let now = clock::now();
-        let (Some(slot), Some(page)) = (self.vms, self.console.rung(vm, now)) else {
+        let (Some(slot), Some((at, page))) = (self.vms, self.console.rung(vm, at, now)) else {
             return;
         };
-        let target = Target::pool(slot, vm.frame, vm.generation);
+        let target = Target::pool(slot, at.frame, at.generation);
         // The VM has just written to its page, so it is in memory; if not, what it wrote is taken the next time.
         if transfer::read(target, page, &mut self.page[..]).is_err() {
             return;
@@ -200,7 +201,7 @@ impl Server {
     fn pump(&mut self) {
         let now = clock::now();
         while let Some(vm) = self.console.look(now) {
-            self.rung(vm);
+            self.rung(vm, None);
         }
         if let Some((_, token)) = self.reader
             && let Some(line) = self.console.take_line()
@@ -250,17 +251,17 @@ impl Handler<ConsoleService> for Server {
                     }
                 },
             },
-            Request::Attach { vm, name, page } => {
-                let done = self.console.attach(vm, name, page, clock::now());
+            Request::Attach { vm, at, name, page } => {
+                let done = self.console.attach(vm, at, name, page, clock::now());
                 if done {
                     // What it has written before this console server knew it.
-                    self.rung(vm);
+                    self.rung(vm, None);
                 }
                 Answer::Now(if done { Response::Done } else { Response::Full })
             }
             Request::Detach(vm) => {
                 // Its last words may still be in its page.
-                self.rung(vm);
+                self.rung(vm, None);
                 self.console.detach(vm);
                 Answer::Now(Response::Done)
             }

@@ -3,7 +3,10 @@
 use crate::limit::Bucket;
 use alloc::{string::String, vec::Vec};
 use hashbrown::HashMap;
-use protocol::{service::VmRef, text::OUTPUT};
+use protocol::{
+    service::{VmNumber, VmRef, place},
+    text::OUTPUT,
+};
 
 /// Bytes of a VM's line before it is printed without having ended.
 pub const LINE_MAX: usize = 240;
@@ -14,7 +17,9 @@ pub const NAME_MAX: usize = 64;
 #[derive(Debug)]
 pub struct Vm {
     /// The VM.
-    pub vm: VmRef,
+    pub vm: VmNumber,
+    /// Where it was when it was last heard of.
+    pub at: VmRef,
     /// What is printed before each line.
     pub name: String,
     /// Address of its console page.
@@ -32,10 +37,20 @@ pub struct Vm {
 
 impl Vm {
     /// A VM whose console was not read yet. The name is cut at [`NAME_MAX`] bytes and made harmless.
-    pub fn new(vm: VmRef, name: &str, page: u64, now: u64) -> Vm {
+    pub fn new(vm: VmNumber, at: VmRef, name: &str, page: u64, now: u64) -> Vm {
         let mut harmless = String::new();
         crate::text::sanitise(&name.as_bytes()[..name.floor_char_boundary(NAME_MAX)], &mut harmless);
-        Vm { vm, name: harmless, page, bucket: Bucket::new(now), lost: 0, waits: false, read: None, line: Vec::new() }
+        Vm {
+            vm,
+            at,
+            name: harmless,
+            page,
+            bucket: Bucket::new(now),
+            lost: 0,
+            waits: false,
+            read: None,
+            line: Vec::new(),
+        }
     }
 
     /// Takes the output that is new in the VM's ring and gives each complete line to `print`. `written` and `read` are the
@@ -86,7 +101,7 @@ impl Vm {
     }
 }
 
-/// The table, by frame of the control block.
+/// The table, by place.
 #[derive(Debug)]
 pub struct Vms {
     vms: HashMap<u32, Vm>,
@@ -99,25 +114,25 @@ impl Vms {
         Vms { vms: HashMap::new(), most }
     }
 
-    /// Adds a VM, in place of what had its frame before. Gives it back if the table is full.
+    /// Adds a VM, in place of what had its place before. Gives it back if the table is full.
     pub fn attach(&mut self, vm: Vm) -> Result<(), Vm> {
-        let frame = vm.vm.frame;
-        if self.vms.len() >= self.most && !self.vms.contains_key(&frame) {
+        let place = place(vm.vm);
+        if self.vms.len() >= self.most && !self.vms.contains_key(&place) {
             return Err(vm);
         }
-        self.vms.insert(frame, vm);
+        self.vms.insert(place, vm);
         Ok(())
     }
 
     /// Takes a VM away.
-    pub fn detach(&mut self, vm: VmRef) -> Option<Vm> {
+    pub fn detach(&mut self, vm: VmNumber) -> Option<Vm> {
         self.get(vm)?;
-        self.vms.remove(&vm.frame)
+        self.vms.remove(&place(vm))
     }
 
-    /// The VM with this frame, if it is still of this generation.
-    pub fn get(&mut self, vm: VmRef) -> Option<&mut Vm> {
-        self.vms.get_mut(&vm.frame).filter(|found| found.vm == vm)
+    /// The VM with this number.
+    pub fn get(&mut self, vm: VmNumber) -> Option<&mut Vm> {
+        self.vms.get_mut(&place(vm)).filter(|found| found.vm == vm)
     }
 }
 
@@ -127,7 +142,8 @@ mod tests {
     use crate::limit::BURST;
     use proptest::prelude::*;
 
-    const VM: VmRef = VmRef { frame: 7, generation: 1 };
+    const VM: VmNumber = 7;
+    const AT: VmRef = VmRef { frame: 70, generation: 1 };
 
     fn ring(text: &[u8], at: u32) -> [u8; OUTPUT] {
         let mut ring = [0; OUTPUT];
@@ -146,7 +162,7 @@ mod tests {
 
     #[test]
     fn lines_are_put_together_across_the_end_of_the_ring() {
-        let mut vm = Vm::new(VM, "web", 0, 0);
+        let mut vm = Vm::new(VM, AT, "web", 0, 0);
         let at = u32::MAX - 3;
         assert_eq!(take(&mut vm, "hello\nwor", at), ["hello"]);
         assert!(vm.has_begun_line());
@@ -156,7 +172,7 @@ mod tests {
 
     #[test]
     fn what_was_overwritten_is_counted() {
-        let mut vm = Vm::new(VM, "web", 0, 0);
+        let mut vm = Vm::new(VM, AT, "web", 0, 0);
         let ring = [b'\n'; OUTPUT];
         let mut lines = 0;
         assert_eq!(vm.take(OUTPUT as u32 + 100, 0, &ring, 0, |_| lines += 1), OUTPUT as u32 + 100);
@@ -165,17 +181,17 @@ mod tests {
 
     #[test]
     fn a_name_cannot_forge_lines() {
-        let vm = Vm::new(VM, "a\nswap: all is well\n", 0, 0);
+        let vm = Vm::new(VM, AT, "a\nswap: all is well\n", 0, 0);
         assert_eq!(vm.name, "a.swap: all is well.");
     }
 
     #[test]
-    fn the_table_is_bounded_and_knows_generations() {
+    fn the_table_is_bounded_and_knows_numbers() {
         let mut vms = Vms::new(1);
-        vms.attach(Vm::new(VM, "a", 0, 0)).unwrap();
-        assert!(vms.attach(Vm::new(VmRef { frame: 8, generation: 1 }, "b", 0, 0)).is_err());
-        let next = VmRef { frame: 7, generation: 2 };
-        vms.attach(Vm::new(next, "c", 0, 0)).unwrap();
+        vms.attach(Vm::new(VM, AT, "a", 0, 0)).unwrap();
+        assert!(vms.attach(Vm::new(8, AT, "b", 0, 0)).is_err());
+        let next = 1 << 24 | 7;
+        vms.attach(Vm::new(next, AT, "c", 0, 0)).unwrap();
         assert!(vms.get(VM).is_none() && vms.detach(VM).is_none());
         assert_eq!(vms.detach(next).unwrap().name, "c");
     }
@@ -183,7 +199,7 @@ mod tests {
     proptest! {
         #[test]
         fn nonsense_indices_are_harmless(steps in prop::collection::vec((any::<u32>(), any::<u32>(), any::<u8>()), 1..50)) {
-            let mut vm = Vm::new(VM, "x", 0, 0);
+            let mut vm = Vm::new(VM, AT, "x", 0, 0);
             let mut printed = 0u64;
             for (written, read, fill) in steps {
                 vm.take(written, read, &[fill; OUTPUT], 0, |line| {

@@ -2,7 +2,7 @@
 //! which runs on the host too.
 //!
 //! * [`guest`]: from a guest image in the bundle to what the pager is asked to create.
-//! * [`registers`]: the virtual register page of a new VM. [`random`]: where its random seed comes from.
+//! * [`registers`]: the virtual register page of a new VM.
 //! * [`text`]: why a VM stopped, in words.
 //! * [`table`]: the VMs of the manifest and where each stands.
 //! * [`loader`]: all of it together, on the calls of other servers that [`peers`] names.
@@ -16,7 +16,6 @@ extern crate std;
 pub mod guest;
 pub mod loader;
 pub mod peers;
-pub mod random;
 pub mod registers;
 pub mod table;
 #[cfg(test)]

@@ -3,7 +3,6 @@
 use crate::{
     guest::Guest,
     peers::{Lent, Peers},
-    random::Random,
     registers::{self, Machine, Own},
     table::{Running, State, Table},
     text,
@@ -15,12 +14,13 @@ use alloc::{
     string::{String, ToString},
     vec::Vec,
 };
+use entropy::Random;
 use protocol::{
     abi::Error,
     layout::PAGE,
     manifest::Manifest,
     service::{
-        VmRef, console,
+        VmNumber, VmRef, console,
         loader::{Request, Response, VmInfo},
         pager::{self, ImageNumber, Stop, VmEntry},
         switch,
@@ -34,6 +34,8 @@ const STOPS_AT_ONCE: usize = 32;
 const LIST_BYTES: usize = 3500;
 /// Upper bound of the numbers in an entry of a list, encoded, besides its texts.
 const ENTRY_BYTES: usize = 64;
+/// Where a VM is that is not in memory. Servers find it `Gone` there, as nothing ever is in that frame, and ask the pager.
+const NOWHERE: VmRef = VmRef { frame: u32::MAX, generation: 0 };
 /// A server that the system has not, or that was never started.
 const NO_SUCH_SERVER: CallError = CallError::Kernel(Error::NoCapability);
 /// Times that a call is tried anew after the called server was restarted in the middle of it.
@@ -97,16 +99,17 @@ impl<'a> Loader<'a> {
 
     /// Takes a VM that is there into the table; whether it goes on.
     fn adopt(&mut self, peers: &mut impl Peers, entry: VmEntry) -> bool {
-        let index = self.table.entry_of(entry.tag).filter(|index| self.table.running(*index).is_none());
+        let index = self.table.entry_of(entry.vm).filter(|index| self.table.running(*index).is_none());
         let vm = index.and_then(|index| self.manifest.vms.get(index));
         let guest = vm.and_then(|vm| Guest::find(self.bundle, &vm.image, vm.memory).ok());
         let (Some(index), Some(vm), Some(guest)) = (index, vm, guest) else {
-            peers.log(format_args!("destroying VM {}, of which the manifest knows nothing", entry.tag));
+            peers.log(format_args!("destroying VM {}, of which the manifest knows nothing", entry.vm));
             let _ = peers.pager(&pager::Request::Destroy(entry.vm), Lent::Nothing);
             return false;
         };
         self.images.insert(vm.image.clone(), entry.image);
-        self.table.set_running(index, Running { vm: entry.vm, number: entry.tag, guest });
+        let at = entry.at.unwrap_or(NOWHERE);
+        self.table.set_running(index, Running { vm: entry.vm, at, guest });
         self.attach_again(peers, index);
         match entry.stop {
             Some(stop) => self.stopped(peers, index, &stop),
@@ -146,10 +149,10 @@ impl<'a> Loader<'a> {
         let mut forgotten = false;
         let created = loop {
             let request = pager::Request::Create {
+                vm: number,
                 image,
                 memory: guest.memory,
                 entry: guest.entry,
-                tag: number,
                 windows: guest.windows,
             };
             match peers.pager(&request, Lent::Registers(&page)) {
@@ -163,11 +166,14 @@ impl<'a> Loader<'a> {
                 Ok(pager::Response::OutOfMemory) => {
                     return Err(format!("not enough memory for its {} KiB", guest.memory / 1024));
                 }
+                Ok(pager::Response::OutOfSwap) => {
+                    return Err(format!("not enough swap space for its {} KiB", guest.memory / 1024));
+                }
                 other => return Err(format!("the pager did not create it: {}", unexpected(other))),
             }
         };
-        self.table.set_running(index, Running { vm: created, number, guest });
-        let ready = self.attach(peers, index).and_then(|()| self.let_run(peers, created));
+        self.table.set_running(index, Running { vm: number, at: created, guest });
+        let ready = self.attach(peers, index).and_then(|()| self.let_run(peers, number));
         if let Err(reason) = ready {
             if let Some(running) = self.table.set_stopped(index, reason.clone()) {
                 Self::end(peers, &running);
@@ -193,7 +199,7 @@ impl<'a> Loader<'a> {
         }
     }
 
-    fn let_run(&self, peers: &mut impl Peers, vm: VmRef) -> Result<(), String> {
+    fn let_run(&self, peers: &mut impl Peers, vm: VmNumber) -> Result<(), String> {
         match peers.pager(&pager::Request::Start(vm), Lent::Nothing) {
             Ok(pager::Response::Done) => Ok(()),
             other => Err(format!("the pager did not start it: {}", unexpected(other))),
@@ -207,7 +213,14 @@ impl<'a> Loader<'a> {
             return Ok(());
         };
         if let Some((queue, length)) = running.guest.nic() {
-            let request = switch::Request::Attach { vm: running.vm, mac: vm.mac, address: vm.address, queue, length };
+            let request = switch::Request::Attach {
+                vm: running.vm,
+                at: running.at,
+                mac: vm.mac,
+                address: vm.address,
+                queue,
+                length,
+            };
             match again(|| peers.switch(&request)) {
                 Ok(switch::Response::Done) => {}
                 Ok(switch::Response::Clash) => {
@@ -224,7 +237,7 @@ impl<'a> Loader<'a> {
 
     fn attach_console(&self, peers: &mut impl Peers, name: &str, running: &Running) {
         let Some(page) = running.guest.console() else { return };
-        match again(|| peers.console(&console::Request::Attach { vm: running.vm, name, page })) {
+        match again(|| peers.console(&console::Request::Attach { vm: running.vm, at: running.at, name, page })) {
             Ok(console::Response::Done) => {}
             // Nobody can be told then.
             Err(NO_SUCH_SERVER) => {}
@@ -281,10 +294,10 @@ impl<'a> Loader<'a> {
     pub fn take_stops(&mut self, peers: &mut impl Peers) -> bool {
         for _ in 0..STOPS_AT_ONCE {
             match peers.pager(&pager::Request::NextStop, Lent::Nothing) {
-                Ok(pager::Response::Stopped(Some((vm, tag, stop)))) => match self.table.of(vm) {
+                Ok(pager::Response::Stopped(Some((vm, stop)))) => match self.table.of(vm) {
                     Some(index) => self.stopped(peers, index, &stop),
                     None => {
-                        peers.log(format_args!("destroying VM {tag}, which nobody has started"));
+                        peers.log(format_args!("destroying VM {vm}, which nobody has started"));
                         let _ = peers.pager(&pager::Request::Destroy(vm), Lent::Nothing);
                     }
                 },
@@ -372,7 +385,7 @@ impl<'a> Loader<'a> {
             match state {
                 State::Stopped(why) => info.stopped = Some(text::reason(why).to_owned()),
                 State::Running(running) => {
-                    (info.number, info.memory) = (running.number, running.guest.memory / 1024);
+                    (info.number, info.memory) = (running.vm, running.guest.memory / 1024);
                     if let Ok(pager::Response::Usage { frames, cpu_time, .. }) =
                         peers.pager(&pager::Request::Usage(running.vm), Lent::Nothing)
                     {

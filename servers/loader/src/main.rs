@@ -6,7 +6,6 @@ extern crate alloc;
 
 mod bundle;
 mod calls;
-mod entropy;
 
 use calls::Calls;
 use loader::{loader::Loader, registers::Machine};

@@ -70,7 +70,10 @@ fn put<const N: usize>(to: &mut [u8; N], text: &str) -> Result<u16, TooLong> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::string::{String, ToString};
+    use std::{
+        string::{String, ToString},
+        vec::Vec,
+    };
 
     fn vm() -> Vm {
         Vm {
@@ -80,6 +83,7 @@ mod tests {
             mac: [2, 0, 0, 0, 0, 1],
             address: [10, 0, 2, 15],
             arguments: "port=80".to_string(),
+            disks: Vec::new(),
         }
     }
 

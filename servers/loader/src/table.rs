@@ -5,12 +5,12 @@
 //!  Stopped(why) ─────▶ Running(VM, guest) ───────────────────────────▶ Stopped(why)
 //! ```
 //!
-//! A VM's *number* is unique since boot and says which entry of the manifest it was made from: entry + 1 for the first VM of an
-//! entry, and so many more for each further one. So a restarted loader knows its VMs again by their tags.
+//! A VM's *number* is unique since boot and says which entry of the manifest it was made from: its place, the low 24 bits, is
+//! entry + 1, and above are the starts of that entry before. So a restarted loader knows its VMs again by their numbers.
 
 use crate::guest::Guest;
 use alloc::{borrow::ToOwned, collections::BTreeMap, string::String, vec::Vec};
-use protocol::service::VmRef;
+use protocol::service::{PLACE_BITS, VmNumber, VmRef, place};
 
 /// Restarts of the loader leave room for this many starts of each VM before it.
 const STARTS_BETWEEN_RESTARTS: u64 = 1 << 20;
@@ -19,9 +19,9 @@ const STARTS_BETWEEN_RESTARTS: u64 = 1 << 20;
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Running {
     /// The VM.
-    pub vm: VmRef,
-    /// Its number.
-    pub number: u64,
+    pub vm: VmNumber,
+    /// Where it was when the loader last heard of it; servers find out where it is now.
+    pub at: VmRef,
     /// What it was made from.
     pub guest: Guest,
 }
@@ -40,7 +40,6 @@ pub enum State {
 pub struct Table {
     states: Vec<State>,
     by_name: BTreeMap<String, usize>,
-    by_frame: BTreeMap<u32, usize>,
     /// Starts so far, of all entries: none is used twice.
     starts: Vec<u64>,
 }
@@ -53,7 +52,6 @@ impl Table {
         Table {
             states: (0..count).map(|_| State::Stopped(String::from("not started"))).collect(),
             by_name,
-            by_frame: BTreeMap::new(),
             starts: (0..count).map(|_| u64::from(incarnation) * STARTS_BETWEEN_RESTARTS).collect(),
         }
     }
@@ -87,30 +85,27 @@ impl Table {
     }
 
     /// The entry of a VM that is there.
-    pub fn of(&self, vm: VmRef) -> Option<usize> {
-        let index = *self.by_frame.get(&vm.frame)?;
+    pub fn of(&self, vm: VmNumber) -> Option<usize> {
+        let index = self.entry_of(vm)?;
         (self.running(index)?.vm == vm).then_some(index)
     }
 
     /// A number for a new VM of an entry.
-    pub fn number(&mut self, index: usize) -> u64 {
-        let count = self.states.len() as u64;
+    pub fn number(&mut self, index: usize) -> VmNumber {
         let Some(starts) = self.starts.get_mut(index) else { return 0 };
-        let number = *starts * count + index as u64 + 1;
+        let number = *starts << PLACE_BITS | (index as u64 + 1);
         *starts += 1;
         number
     }
 
     /// The entry that the VM with this number was made from.
-    pub fn entry_of(&self, number: u64) -> Option<usize> {
-        let count = self.states.len() as u64;
-        Some(number.checked_sub(1)?.checked_rem(count)? as usize)
+    pub fn entry_of(&self, number: VmNumber) -> Option<usize> {
+        Some(place(number).checked_sub(1)? as usize).filter(|index| *index < self.states.len())
     }
 
     /// Notes that the VM of an entry is there.
     pub fn set_running(&mut self, index: usize, running: Running) {
         if let Some(state) = self.states.get_mut(index) {
-            self.by_frame.insert(running.vm.frame, index);
             *state = State::Running(running);
         }
     }
@@ -118,10 +113,7 @@ impl Table {
     /// Notes that the VM of an entry is not there, and why; gives back what was.
     pub fn set_stopped(&mut self, index: usize, why: String) -> Option<Running> {
         match core::mem::replace(self.states.get_mut(index)?, State::Stopped(why)) {
-            State::Running(running) => {
-                self.by_frame.remove(&running.vm.frame);
-                Some(running)
-            }
+            State::Running(running) => Some(running),
             State::Stopped(_) => None,
         }
     }
@@ -138,13 +130,14 @@ mod tests {
     }
 
     #[test]
-    fn finds_by_name_and_reference() {
+    fn finds_by_name_and_number() {
         let mut table = Table::new(["a", "b"].into_iter(), 0);
         assert_eq!((table.len(), table.named("b"), table.named("c")), (2, Some(1), None));
-        let vm = VmRef { frame: 9, generation: 4 };
-        table.set_running(1, Running { vm, number: 2, guest: guest() });
+        let vm = table.number(1);
+        table.set_running(1, Running { vm, at: VmRef { frame: 9, generation: 4 }, guest: guest() });
         assert_eq!(table.of(vm), Some(1));
-        assert_eq!(table.of(VmRef { generation: 5, ..vm }), None);
+        let next = table.number(1);
+        assert_eq!((table.of(next), table.of(0), table.of(3)), (None, None, None));
         assert_eq!(table.set_stopped(1, "x".to_string()).unwrap().vm, vm);
         assert_eq!(table.of(vm), None);
         assert_eq!(table.state(1), Some(&State::Stopped("x".to_string())));

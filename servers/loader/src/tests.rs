@@ -4,10 +4,10 @@ use crate::{
     guest::{Guest, Refused},
     loader::Loader,
     peers::{Lent, Peers},
-    random::Random,
     registers::Machine,
 };
 use core::fmt;
+use entropy::Random;
 use protocol::{
     ARCHITECTURE_VERSION,
     abi::Error,
@@ -17,7 +17,7 @@ use protocol::{
     manifest::{Manifest, Vm},
     note::{OWNER, OWNER_LENGTH, TYPE},
     service::{
-        VmRef, console,
+        VmNumber, VmRef, console,
         loader::{Request, Response, VmInfo},
         pager::{self, Stop, VmEntry},
         switch,
@@ -104,6 +104,7 @@ fn vm(name: &str, image: &str, last: u8) -> Vm {
         mac: [2, 0, 0, 0, 0, last],
         address: [10, 0, 0, last],
         arguments: String::new(),
+        disks: Vec::new(),
     }
 }
 
@@ -119,12 +120,13 @@ struct World {
     next: u32,
     images: u32,
     defined: Vec<Vec<u8>>,
-    vms: BTreeMap<u32, (u64, bool)>,
+    /// Number, and whether it was started.
+    vms: BTreeMap<VmNumber, bool>,
     seeds: Vec<[u8; 32]>,
-    stops: VecDeque<(VmRef, u64, Stop)>,
+    stops: VecDeque<(VmNumber, Stop)>,
     list: Vec<VmEntry>,
-    ports: BTreeMap<u32, [u8; 6]>,
-    consoles: BTreeMap<u32, String>,
+    ports: BTreeMap<VmNumber, [u8; 6]>,
+    consoles: BTreeMap<VmNumber, String>,
     memory: u32,
     switch_error: Option<CallError>,
     switch_calls: usize,
@@ -166,7 +168,7 @@ impl Peers for World {
                 self.images += 1;
                 pager::Response::Image(self.images - 1)
             }
-            pager::Request::Create { image, memory, entry, tag, .. } => {
+            pager::Request::Create { vm, image, memory, entry, .. } => {
                 let Lent::Registers(page) = lent else { panic!("{lent:?}") };
                 if *image >= self.images {
                     return Ok(pager::Response::NotFound);
@@ -174,18 +176,18 @@ impl Peers for World {
                 if self.memory == 0 {
                     return Ok(pager::Response::OutOfMemory);
                 }
-                assert_eq!((page.vm, page.memory, *entry), (*tag, *memory, IMAGE_BASE + 16));
+                assert_eq!((page.vm, page.memory, *entry), (*vm, *memory, IMAGE_BASE + 16));
                 self.memory -= 1;
                 self.next += 1;
                 self.seeds.push(page.seed);
-                self.vms.insert(self.next, (*tag, false));
+                self.vms.insert(*vm, false);
                 pager::Response::Created(VmRef { frame: self.next, generation: 1 })
             }
             pager::Request::Start(vm) => {
-                self.vms.get_mut(&vm.frame).unwrap().1 = true;
+                *self.vms.get_mut(vm).unwrap() = true;
                 pager::Response::Done
             }
-            pager::Request::Destroy(vm) => match self.vms.remove(&vm.frame) {
+            pager::Request::Destroy(vm) => match self.vms.remove(vm) {
                 Some(_) => {
                     self.memory += 1;
                     pager::Response::Done
@@ -198,8 +200,18 @@ impl Peers for World {
                 let end = self.list.len().min(from + 2);
                 pager::Response::Vms(self.list[from..end].to_vec(), (end < self.list.len()).then_some(end as u32))
             }
-            pager::Request::Usage(_) => pager::Response::Usage { frames: 7, shared: 3, faults: 4, cpu_time: 5 },
-            pager::Request::Pool => pager::Response::Pool { total: 100, free: 50, vms: 2 },
+            pager::Request::Usage(_) => pager::Response::Usage { frames: 7, swapped: 0, faults: 4, cpu_time: 5 },
+            pager::Request::Pool => pager::Response::Pool {
+                total: 100,
+                free: 50,
+                vms: 2,
+                suspended: 0,
+                waiting: 0,
+                swap_total: 0,
+                swap_free: 0,
+                page_ins: 0,
+                page_outs: 0,
+            },
             other => panic!("{other:?}"),
         })
     }
@@ -220,15 +232,15 @@ impl Peers for World {
                 if self.ports.values().any(|other| other == mac) {
                     switch::Response::Clash
                 } else {
-                    self.ports.insert(vm.frame, *mac);
+                    self.ports.insert(*vm, *mac);
                     switch::Response::Done
                 }
             }
-            switch::Request::Detach(vm) => match self.ports.remove(&vm.frame) {
+            switch::Request::Detach(vm) => match self.ports.remove(vm) {
                 Some(_) => switch::Response::Done,
                 None => switch::Response::NotFound,
             },
-            switch::Request::Statistics(vm) if self.ports.contains_key(&vm.frame) => {
+            switch::Request::Statistics(vm) if self.ports.contains_key(vm) => {
                 switch::Response::Statistics { sent: 0, received: 0, dropped: 0, refused: 0 }
             }
             switch::Request::Statistics(_) => switch::Response::NotFound,
@@ -237,11 +249,11 @@ impl Peers for World {
 
     fn console(&mut self, request: &console::Request) -> Result<console::Response, CallError> {
         match request {
-            console::Request::Attach { vm, name, page } => {
+            console::Request::Attach { vm, name, page, .. } => {
                 assert_eq!(*page, IMAGE_BASE + 4 * PAGE);
-                self.consoles.insert(vm.frame, (*name).into());
+                self.consoles.insert(*vm, (*name).into());
             }
-            console::Request::Detach(vm) => drop(self.consoles.remove(&vm.frame)),
+            console::Request::Detach(vm) => drop(self.consoles.remove(vm)),
             other => panic!("{other:?}"),
         }
         Ok(console::Response::Done)
@@ -289,7 +301,7 @@ fn starts_what_it_can_and_says_what_it_cannot() {
     for (line, (name, reason)) in log.iter().zip(expected) {
         assert!(line.starts_with(&format!("vm {name} refused: ")) && line.contains(reason), "{line}");
     }
-    let running: Vec<_> = world.vms.values().copied().collect();
+    let running: Vec<_> = world.vms.iter().map(|(vm, started)| (*vm, *started)).collect();
     assert_eq!(running, [(1, true), (7, true), (8, true)], "the VM that clashed was destroyed");
     assert_eq!((world.ports.len(), world.consoles.len()), (2, 3));
     // Each image once, code and data.
@@ -316,14 +328,14 @@ fn stopped_vms_are_reported_cleaned_up_and_started_again() {
     let mut world = World::new();
     let mut loader = world.loader(vec![vm("one", "web", 1), vm("two", "web", 2)], 0);
     loader.start_all(&mut world);
-    world.stops.push_back((reference(101), 1, Stop::Exit(3)));
-    world.stops.push_back((reference(102), 2, Stop::Ready));
-    world.stops.push_back((reference(999), 9, Stop::Ready));
-    world.vms.get_mut(&102).unwrap().1 = false;
+    world.stops.push_back((1, Stop::Exit(3)));
+    world.stops.push_back((2, Stop::Ready));
+    world.stops.push_back((9, Stop::Ready));
+    world.vms.insert(2, false);
     assert!(!loader.take_stops(&mut world));
     assert_eq!(world.take_log(), ["vm one ended with code 3", "destroying VM 9, which nobody has started"]);
-    assert_eq!(world.vms.get(&102), Some(&(2, true)), "`ready` lets it go on");
-    assert!(!world.vms.contains_key(&101) && !world.ports.contains_key(&101) && !world.consoles.contains_key(&101));
+    assert_eq!(world.vms.get(&2), Some(&true), "`ready` lets it go on");
+    assert!(!world.vms.contains_key(&1) && !world.ports.contains_key(&1) && !world.consoles.contains_key(&1));
     assert_eq!(world.list(&mut loader)[0].stopped.as_deref(), Some("ended with code 3"));
 
     assert_eq!(loader.request(&mut world, &Request::Start("two")), Response::WrongState);
@@ -332,7 +344,7 @@ fn stopped_vms_are_reported_cleaned_up_and_started_again() {
     assert_eq!(loader.request(&mut world, &Request::Stop("one")), Response::WrongState);
     assert_eq!(loader.request(&mut world, &Request::Start("one")), Response::Done);
     let list = world.list(&mut loader);
-    assert_eq!((list[0].number, &list[0].stopped), (3, &None), "a new VM, a new number");
+    assert_eq!((list[0].number, &list[0].stopped), (1 << 24 | 1, &None), "a new VM, a new number");
     assert_eq!(loader.request(&mut world, &Request::Stop("one")), Response::Done);
     assert_eq!(world.take_log(), ["vm one stopped by the operator"]);
     assert_eq!(world.vms.len(), 1);
@@ -347,7 +359,7 @@ fn many_stops_leave_room_for_others() {
     let mut world = World::new();
     let mut loader = world.loader(vec![vm("one", "web", 1)], 0);
     loader.start_all(&mut world);
-    world.stops.extend((0..50).map(|_| (reference(101), 1, Stop::Ready)));
+    world.stops.extend((0..50).map(|_| (1, Stop::Ready)));
     assert!(loader.take_stops(&mut world));
     assert!(!world.stops.is_empty());
     assert!(!loader.take_stops(&mut world));
@@ -402,32 +414,38 @@ fn a_restarted_loader_finds_its_vms() {
     let mut world = World::new();
     let vms = || vec![vm("one", "web", 1), vm("two", "web", 2), vm("three", "quiet", 3), vm("four", "quiet", 4)];
     world.loader(vms(), 0).start_all(&mut world);
-    world.vms.get_mut(&103).unwrap().1 = false;
-    let entry = |frame, tag, image, started, stop| VmEntry { vm: reference(frame), tag, image, started, stop };
+    world.vms.insert(3, false);
+    let again = 1 << 24 | 1;
+    world.vms.remove(&4);
+    world.vms.insert(again, true);
+    let entry = |vm, image, started, stop| VmEntry { vm, at: Some(reference(9)), image, started, stop };
     world.list = vec![
-        entry(101, 1, 0, true, None),
-        entry(102, 2, 0, true, Some(Stop::Exit(1))),
-        entry(103, 3, 1, false, None),
+        entry(1, 0, true, None),
+        entry(2, 0, true, Some(Stop::Exit(1))),
+        VmEntry { at: None, ..entry(3, 1, false, None) },
         // Of the same entry of the manifest as the first: no loader leaves that behind.
-        entry(104, 5, 0, true, None),
+        entry(again, 0, true, None),
+        // Of an entry that the manifest does not have.
+        entry(77, 0, true, None),
     ];
     let mut loader = world.loader(vms(), 1);
     loader.adopt_all(&mut world);
     let expected = [
         "vm two ended with code 1",
-        "destroying VM 5, of which the manifest knows nothing",
+        "destroying VM 16777217, of which the manifest knows nothing",
+        "destroying VM 77, of which the manifest knows nothing",
         "2 VMs found again",
         "not running after a restart of the loader: two, four",
     ];
     assert_eq!(world.take_log(), expected);
-    assert_eq!(world.vms.keys().copied().collect::<Vec<_>>(), [101, 103]);
-    assert!(world.vms[&103].1, "the one that was not started yet is");
+    assert_eq!(world.vms.keys().copied().collect::<Vec<_>>(), [1, 3]);
+    assert!(world.vms[&3], "the one that was not started yet is");
     let images = world.images;
     assert_eq!(loader.request(&mut world, &Request::Start("two")), Response::Done);
     assert_eq!(world.images, images, "its image is known");
     let list = world.list(&mut loader);
     assert_eq!(list[0].number, 1);
-    assert!(list[1].number > 1 << 20, "a number that the loader before it never gave");
+    assert!(list[1].number > 1 << (20 + 24), "a number that the loader before it never gave");
 }
 
 #[test]

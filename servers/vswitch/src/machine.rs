@@ -44,7 +44,7 @@ impl Machine {
     /// The kernel's name for a place with `length` bytes.
     fn side(&mut self, place: Place, length: usize) -> (u64, u64) {
         match place {
-            Place::Vm { vm, address } => (self.target(vm).0, address),
+            Place::Vm { at, address, .. } => (self.target(at).0, address),
             // Both panic if the switch has planned beyond its own memory.
             Place::Scratch(offset) => {
                 (Target::OWN.0, self.scratch[offset..offset + length].as_mut_ptr().expose_provenance() as u64)
@@ -65,11 +65,12 @@ impl Machine {
 
     /// Has the pages of one side of a copy brought. `false` if they cannot be.
     fn bring(&mut self, place: Place, length: usize, write: bool) -> bool {
-        let (Place::Vm { vm, address }, Some(pager)) = (place, &mut self.pager) else {
+        let (Place::Vm { vm, at, address }, Some(pager)) = (place, &mut self.pager) else {
             return false;
         };
         let request = pager::Request::Bring { vm, address, length: length as u32, write };
-        matches!(pager.call(&request), Ok(pager::Response::Done))
+        // It is where it was: nothing leaves memory.
+        matches!(pager.call(&request), Ok(pager::Response::Here(here)) if here == at)
     }
 
     /// Repeats a copy that met a missing page, until all its pages are there.

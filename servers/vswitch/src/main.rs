@@ -141,7 +141,8 @@ impl Server {
             };
             for event in &events[..count] {
                 if event.kind == EventKind::Doorbell as u32 {
-                    self.switch.rung(VmRef { frame: event.frame, generation: event.generation as u16 });
+                    let at = VmRef { frame: event.frame, generation: event.generation as u16 };
+                    self.switch.rung(event.tag, at);
                 }
             }
         }
@@ -187,8 +188,8 @@ impl Server {
 impl Handler<SwitchService> for Server {
     fn request(&mut self, _: Caller, request: Request) -> Answer<Response> {
         let response = match request {
-            Request::Attach { vm, mac, address, queue, length } => {
-                match self.switch.attach(vm, mac, address, Window { address: queue, length }) {
+            Request::Attach { vm, at, mac, address, queue, length } => {
+                match self.switch.attach(vm, at, mac, address, Window { address: queue, length }) {
                     Ok(()) => {
                         self.again = 0;
                         Response::Done

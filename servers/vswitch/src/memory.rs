@@ -1,6 +1,6 @@
 //! Copies between VMs, the switch and the packet memory of the network driver.
 
-use protocol::service::VmRef;
+use protocol::service::{VmNumber, VmRef};
 
 /// Where bytes are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -8,7 +8,9 @@ pub enum Place {
     /// In a VM's NIC window.
     Vm {
         /// The VM.
-        vm: VmRef,
+        vm: VmNumber,
+        /// Where it is.
+        at: VmRef,
         /// Address in its memory.
         address: u64,
     },
@@ -23,7 +25,7 @@ impl Place {
     #[must_use]
     pub fn after(self, bytes: usize) -> Place {
         match self {
-            Place::Vm { vm, address } => Place::Vm { vm, address: address.wrapping_add(bytes as u64) },
+            Place::Vm { vm, at, address } => Place::Vm { vm, at, address: address.wrapping_add(bytes as u64) },
             Place::Scratch(offset) => Place::Scratch(offset + bytes),
             Place::Uplink(offset) => Place::Uplink(offset + bytes),
         }

@@ -9,7 +9,7 @@ use crate::{
 };
 use alloc::vec::Vec;
 use hashbrown::HashMap;
-use protocol::service::VmRef;
+use protocol::service::{VmNumber, VmRef, place};
 
 /// Place of a port in the table.
 pub type PortId = u32;
@@ -18,7 +18,9 @@ pub type PortId = u32;
 #[derive(Clone, Debug)]
 pub struct Port {
     /// The VM.
-    pub vm: VmRef,
+    pub vm: VmNumber,
+    /// Where it was when it was last heard of.
+    pub at: VmRef,
     /// Its MAC address.
     pub mac: Mac,
     /// Its IPv4 address.
@@ -66,7 +68,7 @@ struct Place {
 pub struct Ports {
     places: Vec<Place>,
     free: Vec<PortId>,
-    by_frame: HashMap<u32, PortId>,
+    by_place: HashMap<u32, PortId>,
     by_mac: HashMap<Mac, PortId>,
     by_address: HashMap<Address, PortId>,
     most: usize,
@@ -76,13 +78,13 @@ impl Ports {
     /// An empty table for `most` ports.
     pub fn new(most: usize) -> Ports {
         let most = most.min(PortId::MAX as usize);
-        let (by_frame, by_mac, by_address) = (HashMap::new(), HashMap::new(), HashMap::new());
-        Ports { places: Vec::new(), free: Vec::new(), by_frame, by_mac, by_address, most }
+        let (by_place, by_mac, by_address) = (HashMap::new(), HashMap::new(), HashMap::new());
+        Ports { places: Vec::new(), free: Vec::new(), by_place, by_mac, by_address, most }
     }
 
-    /// Adds a port, in place of the one that its VM, or an earlier VM in the same frame, had.
+    /// Adds a port, in place of the one that its VM, or an earlier VM in the same place, had.
     pub fn attach(&mut self, port: Port) -> Result<PortId, Refusal> {
-        let old = self.by_frame.get(&port.vm.frame).copied();
+        let old = self.by_place.get(&place(port.vm)).copied();
         let clashes = |found: Option<&PortId>| found.is_some_and(|id| Some(*id) != old);
         let multicast = port.mac[0] & 1 != 0;
         if multicast || clashes(self.by_mac.get(&port.mac)) || clashes(self.by_address.get(&port.address)) {
@@ -99,7 +101,7 @@ impl Ports {
             }
             None => return Err(Refusal::Full),
         };
-        self.by_frame.insert(port.vm.frame, id);
+        self.by_place.insert(place(port.vm), id);
         self.by_mac.insert(port.mac, id);
         self.by_address.insert(port.address, id);
         self.places[id as usize].port = Some(port);
@@ -107,7 +109,7 @@ impl Ports {
     }
 
     /// Takes a VM's port away. `false` if it has none.
-    pub fn detach(&mut self, vm: VmRef) -> bool {
+    pub fn detach(&mut self, vm: VmNumber) -> bool {
         self.by_vm(vm).is_some_and(|id| {
             self.remove(id);
             true
@@ -116,7 +118,7 @@ impl Ports {
 
     fn remove(&mut self, id: PortId) {
         if let Some(port) = self.places.get_mut(id as usize).and_then(|place| place.port.take()) {
-            self.by_frame.remove(&port.vm.frame);
+            self.by_place.remove(&place(port.vm));
             self.by_mac.remove(&port.mac);
             self.by_address.remove(&port.address);
             self.free.push(id);
@@ -134,8 +136,8 @@ impl Ports {
     }
 
     /// The port of a VM.
-    pub fn by_vm(&self, vm: VmRef) -> Option<PortId> {
-        let id = *self.by_frame.get(&vm.frame)?;
+    pub fn by_vm(&self, vm: VmNumber) -> Option<PortId> {
+        let id = *self.by_place.get(&place(vm))?;
         self.get(id).is_some_and(|port| port.vm == vm).then_some(id)
     }
 
@@ -163,12 +165,12 @@ impl Ports {
 
     /// Ports.
     pub fn len(&self) -> usize {
-        self.by_frame.len()
+        self.by_place.len()
     }
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.by_frame.is_empty()
+        self.by_place.is_empty()
     }
 }
 
@@ -177,9 +179,14 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn port(frame: u32, generation: u16, last: u8) -> Port {
+    fn vm(place: u32, start: u64) -> VmNumber {
+        start << 24 | u64::from(place)
+    }
+
+    fn port(place: u32, start: u64, last: u8) -> Port {
         Port {
-            vm: VmRef { frame, generation },
+            vm: vm(place, start),
+            at: VmRef { frame: 7, generation: 1 },
             mac: [2, 0, 10, 0, 2, last],
             address: [10, 0, 2, last],
             window: Window { address: 0, length: 0 },
@@ -205,26 +212,26 @@ mod tests {
     }
 
     #[test]
-    fn a_new_vm_in_the_frame_replaces_the_old_one() {
+    fn a_new_vm_in_the_place_replaces_the_old_one() {
         let mut ports = Ports::new(1);
         ports.attach(port(1, 1, 15)).unwrap();
         assert_eq!(ports.attach(port(2, 1, 16)), Err(Refusal::Full));
         ports.attach(port(1, 2, 16)).unwrap();
-        assert_eq!((ports.len(), ports.by_vm(VmRef { frame: 1, generation: 1 })), (1, None));
+        assert_eq!((ports.len(), ports.by_vm(vm(1, 1))), (1, None));
         assert_eq!(ports.by_mac([2, 0, 10, 0, 2, 15]), None);
-        assert!(!ports.detach(VmRef { frame: 1, generation: 1 }));
-        assert!(ports.detach(VmRef { frame: 1, generation: 2 }) && ports.is_empty());
+        assert!(!ports.detach(vm(1, 1)));
+        assert!(ports.detach(vm(1, 2)) && ports.is_empty());
     }
 
     proptest! {
         #[test]
-        fn the_indices_agree(steps in prop::collection::vec((0u32..6, 0u16..3, 0u8..6, any::<bool>()), 1..200)) {
+        fn the_indices_agree(steps in prop::collection::vec((0u32..6, 0u64..3, 0u8..6, any::<bool>()), 1..200)) {
             let mut ports = Ports::new(4);
-            for (frame, generation, last, add) in steps {
-                let vm = VmRef { frame, generation };
+            for (place, start, last, add) in steps {
+                let vm = vm(place, start);
                 if add {
                     let known = ports.len();
-                    match ports.attach(port(frame, generation, last)) {
+                    match ports.attach(port(place, start, last)) {
                         Ok(id) => prop_assert_eq!(ports.by_vm(vm), Some(id)),
                         Err(_) => prop_assert_eq!(ports.len(), known),
                     }

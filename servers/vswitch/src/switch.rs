@@ -21,7 +21,10 @@ use crate::{
     uplink::{State, Uplink},
 };
 use alloc::{collections::VecDeque, vec::Vec};
-use protocol::{nic::SWITCH_INDICES, service::VmRef};
+use protocol::{
+    nic::SWITCH_INDICES,
+    service::{VmNumber, VmRef},
+};
 
 /// VMs in a round.
 pub const TURNS: usize = 8;
@@ -142,20 +145,27 @@ impl Switch {
     }
 
     /// Gives a VM a port. What it has put up for sending already is looked at.
-    pub fn attach(&mut self, vm: VmRef, mac: Mac, address: [u8; 4], window: Window) -> Result<(), Refusal> {
-        let port = Port { vm, mac, address, window, own: None, counters: Counters::default() };
+    pub fn attach(
+        &mut self,
+        vm: VmNumber,
+        at: VmRef,
+        mac: Mac,
+        address: [u8; 4],
+        window: Window,
+    ) -> Result<(), Refusal> {
+        let port = Port { vm, at, mac, address, window, own: None, counters: Counters::default() };
         let id = self.ports.attach(port)?;
         self.enqueue(id);
         Ok(())
     }
 
     /// Takes a VM's port away. `false` if it has none.
-    pub fn detach(&mut self, vm: VmRef) -> bool {
+    pub fn detach(&mut self, vm: VmNumber) -> bool {
         self.ports.detach(vm)
     }
 
     /// What a VM's port counted.
-    pub fn counters(&self, vm: VmRef) -> Option<Counters> {
+    pub fn counters(&self, vm: VmNumber) -> Option<Counters> {
         Some(self.ports.get(self.ports.by_vm(vm)?)?.counters)
     }
 
@@ -164,9 +174,12 @@ impl Switch {
         self.lost
     }
 
-    /// A VM has rung its doorbell.
-    pub fn rung(&mut self, vm: VmRef) {
+    /// A VM has rung its doorbell, where it is now.
+    pub fn rung(&mut self, vm: VmNumber, at: VmRef) {
         if let Some(id) = self.ports.by_vm(vm) {
+            if let Some(port) = self.ports.get_mut(id) {
+                port.at = at;
+            }
             self.enqueue(id);
         }
     }
@@ -277,7 +290,7 @@ impl Switch {
             let Some(port) = self.ports.get(id) else {
                 continue;
             };
-            let from = Place::Vm { vm: port.vm, address: port.window.address };
+            let from = Place::Vm { vm: port.vm, at: port.at, address: port.window.address };
             let to = Place::Scratch(SENDERS + self.turns.len() * SEND_PART);
             self.copies.push(Copy { from, to, length: SEND_PART });
             self.turns.push(Turn { port: id, more: false, stalled: false, blocked: false, taken: 0 });
@@ -309,7 +322,7 @@ impl Switch {
                     Some(entry) => (Way::Nobody, entry.address, entry.length as usize),
                     None => (Way::Refused, 0, 0),
                 };
-                let from = Place::Vm { vm: port.vm, address };
+                let from = Place::Vm { vm: port.vm, at: port.at, address };
                 if entry.is_some() {
                     let to = Place::Scratch(HEADERS + self.packets.len() * LOOK);
                     self.copies.push(Copy { from, to, length: length.min(LOOK) });
@@ -390,7 +403,7 @@ impl Switch {
     fn read_receivers(&mut self, memory: &mut impl Memory) {
         for (index, receiver) in self.receivers.iter().enumerate() {
             if let Some(port) = self.ports.get(receiver.port) {
-                let from = Place::Vm { vm: port.vm, address: port.window.address };
+                let from = Place::Vm { vm: port.vm, at: port.at, address: port.window.address };
                 self.copies.push(Copy { from, to: Place::Scratch(RECEIVERS + index * WHOLE), length: WHOLE });
             }
         }
@@ -451,7 +464,7 @@ impl Switch {
         }
         let entry = page.receive(own.arrived.wrapping_add(receiver.planned), length, port.window)?;
         receiver.planned += 1;
-        Some(Place::Vm { vm: port.vm, address: entry.address })
+        Some(Place::Vm { vm: port.vm, at: port.at, address: entry.address })
     }
 
     /// What became of each packet, in order. A buffer that was planned for but not filled would leave a gap: what comes
@@ -533,7 +546,11 @@ impl Switch {
             own.arrived = own.arrived.wrapping_add(1);
             port.counters.received += 1;
             // The length itself goes to the scratch memory in `write_back`; until then it stands in the copy.
-            self.copies.push(Copy { from: Place::Scratch(LENGTHS), to: Place::Vm { vm: port.vm, address }, length });
+            self.copies.push(Copy {
+                from: Place::Scratch(LENGTHS),
+                to: Place::Vm { vm: port.vm, at: port.at, address },
+                length,
+            });
         }
     }
 
@@ -566,14 +583,14 @@ impl Switch {
                 let offset = INDICES + index * Own::LENGTH;
                 memory.scratch()[offset..offset + Own::LENGTH].copy_from_slice(&own.to_bytes());
                 let address = port.window.address.wrapping_add(SWITCH_INDICES as u64);
-                let to = Place::Vm { vm: port.vm, address };
+                let to = Place::Vm { vm: port.vm, at: port.at, address };
                 self.copies.push(Copy { from: Place::Scratch(offset), to, length: Own::LENGTH });
             }
         }
         self.copy(memory);
         for (id, _) in changed.iter().filter(|(_, told)| *told) {
             if let Some(port) = self.ports.get(*id) {
-                memory.raise(port.vm);
+                memory.raise(port.at);
             }
         }
     }

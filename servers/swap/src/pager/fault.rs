@@ -13,7 +13,7 @@ use crate::{
 use alloc::vec::Vec;
 use protocol::{
     domain::{Control, Event, EventKind},
-    memory::{MapKind, MapOperation, PageState, Scan, TransferOperation},
+    memory::{Access, MapKind, MapOperation, PageState, Scan, TransferOperation},
     service::{VmNumber, VmRef, place},
 };
 
@@ -216,12 +216,19 @@ impl Pager<'_> {
             Decision::Back { frame, access } => {
                 let mut state = [0];
                 machine.scan(at, space::address(page), &mut state, Scan::empty()).map_err(|_| REFUSED)?;
-                if state[0] & PageState::PRESENT.bits() == 0 {
+                let state = PageState::from_bits_truncate(state[0]);
+                let present = state.contains(PageState::PRESENT);
+                if !present || state.contains(PageState::WRITABLE) != access.contains(Access::WRITE) {
                     if self.tables(place, page, &mut batch.operations).is_none() {
                         return Ok(Served::Stalls);
                     }
                     self.keep(frame);
-                    batch.operations.push(self.map_page(page, frame, 1, access));
+                    let map = self.map_page(page, frame, 1, access);
+                    if present {
+                        // The shared page that it replaces is still mapped: a pager that died has not come to it.
+                        batch.operations.push(unmap(map));
+                    }
+                    batch.operations.push(map);
                 }
                 Ok(Served::Planned(None))
             }
@@ -249,7 +256,7 @@ impl Pager<'_> {
                 let map = self.map_page(page, frame, 1, access);
                 if from.is_some() {
                     // A shared page may be mapped there; if none is, nothing happens.
-                    batch.operations.push(MapOperation { kind: MapKind::Unmap as u8, access: 0, frame: 0, ..map });
+                    batch.operations.push(unmap(map));
                 }
                 batch.operations.push(map);
                 batch.copies.push(self.fill(from, frame));
@@ -358,6 +365,11 @@ impl Pager<'_> {
         self.batch = batch;
         here
     }
+}
+
+/// The operation that unmaps what `map` maps.
+fn unmap(map: MapOperation) -> MapOperation {
+    MapOperation { kind: MapKind::Unmap as u8, access: 0, frame: 0, ..map }
 }
 
 /// How many pages from `page` on can be shared by one operation: those of the same read-only part under the same page

@@ -17,7 +17,10 @@ const OUTSIDE: Mac = [0x52, 0x55, 10, 0, 2, 2];
 const OUTSIDE_ADDRESS: [u8; 4] = [10, 0, 2, 2];
 const ALL: Mac = [0xff; 6];
 
-fn vm(number: u8) -> VmRef {
+fn vm(number: u8) -> VmNumber {
+    u64::from(number)
+}
+fn at(number: u8) -> VmRef {
     VmRef { frame: 100 + u32::from(number), generation: 1 }
 }
 fn mac(number: u8) -> Mac {
@@ -45,11 +48,11 @@ struct World {
 impl World {
     fn is_broken(&self, place: Place, length: usize) -> bool {
         match place {
-            Place::Vm { vm, address } => {
-                let known = self.vms.contains_key(&vm.frame) && vm.generation == 1;
+            Place::Vm { at, address, .. } => {
+                let known = self.vms.contains_key(&at.frame) && at.generation == 1;
                 let within = address >= BASE && address.saturating_add(length as u64) <= BASE + WINDOW as u64;
                 let pages = address / 4096..=(address.saturating_add(length as u64 - 1)) / 4096;
-                !known || !within || pages.into_iter().any(|page| self.broken.contains(&(vm.frame, page)))
+                !known || !within || pages.into_iter().any(|page| self.broken.contains(&(at.frame, page)))
             }
             Place::Scratch(offset) => {
                 assert!(offset + length <= SCRATCH);
@@ -78,15 +81,15 @@ impl Memory for World {
             }
             let mut bytes = vec![0; copy.length];
             match copy.from {
-                Place::Vm { vm, address } => {
-                    bytes.copy_from_slice(&self.vms[&vm.frame][(address - BASE) as usize..][..copy.length]);
+                Place::Vm { at, address, .. } => {
+                    bytes.copy_from_slice(&self.vms[&at.frame][(address - BASE) as usize..][..copy.length]);
                 }
                 Place::Scratch(offset) => bytes.copy_from_slice(&self.scratch[offset..][..copy.length]),
                 Place::Uplink(offset) => self.uplink.copy_out(offset, &mut bytes),
             }
             match copy.to {
-                Place::Vm { vm, address } => {
-                    let memory = self.vms.get_mut(&vm.frame).unwrap();
+                Place::Vm { at, address, .. } => {
+                    let memory = self.vms.get_mut(&at.frame).unwrap();
                     memory[(address - BASE) as usize..][..copy.length].copy_from_slice(&bytes);
                 }
                 Place::Scratch(offset) => self.scratch[offset..][..copy.length].copy_from_slice(&bytes),
@@ -142,18 +145,18 @@ impl Bench {
     }
 
     fn add(&mut self, number: u8) {
-        self.world.vms.insert(vm(number).frame, vec![0; WINDOW]);
+        self.world.vms.insert(at(number).frame, vec![0; WINDOW]);
         self.attach(number);
         self.offer(number, 8);
     }
 
     fn attach(&mut self, number: u8) {
         let window = Window { address: BASE, length: WINDOW as u64 };
-        self.switch.attach(vm(number), mac(number), address(number), window).unwrap();
+        self.switch.attach(vm(number), at(number), mac(number), address(number), window).unwrap();
     }
 
     fn memory(&mut self, number: u8) -> &mut Vec<u8> {
-        self.world.vms.get_mut(&vm(number).frame).unwrap()
+        self.world.vms.get_mut(&at(number).frame).unwrap()
     }
 
     fn write(&mut self, number: u8, offset: usize, bytes: &[u8]) {
@@ -161,7 +164,7 @@ impl Bench {
     }
 
     fn word(&self, number: u8, offset: usize) -> u32 {
-        u32::from_le_bytes(*self.world.vms[&vm(number).frame][offset..].first_chunk().unwrap())
+        u32::from_le_bytes(*self.world.vms[&at(number).frame][offset..].first_chunk().unwrap())
     }
 
     fn entry(&mut self, number: u8, ring: usize, index: u32, address: u64, length: u32) {
@@ -189,7 +192,7 @@ impl Bench {
         self.entry(number, SEND_RING, index, BASE + offset as u64, packet.len() as u32);
         self.filled.insert(number, index + 1);
         self.write(number, offset_of!(Indices, sent_filled), &(index + 1).to_le_bytes());
-        self.switch.rung(vm(number));
+        self.switch.rung(vm(number), at(number));
     }
 
     /// What a VM has received.
@@ -207,7 +210,7 @@ impl Bench {
     }
 
     fn own(&self, number: u8) -> Own {
-        Page(&self.world.vms[&vm(number).frame]).own()
+        Page(&self.world.vms[&at(number).frame]).own()
     }
 
     /// The driver sends at most `most` packets.
@@ -269,7 +272,7 @@ fn packets_go_out_whole_and_in_order() {
     bench.run();
     assert_eq!(bench.drive(100), packets);
     assert_eq!((bench.own(15).taken, bench.own(15).refused), (7, 0));
-    assert_eq!(bench.world.raised, [vm(15)]);
+    assert_eq!(bench.world.raised, [at(15)]);
 }
 
 #[test]
@@ -352,7 +355,7 @@ fn a_packet_changed_after_the_check_is_sent_as_it_was_checked() {
     bench.put(15, &second);
     // As soon as the beginning of a packet was read, the VM overwrites it in its memory.
     bench.world.hook = Some(Box::new(|vms, copy| {
-        if let (Place::Vm { vm: from, address }, Place::Scratch(HEADERS..RECEIVERS)) = (copy.from, copy.to) {
+        if let (Place::Vm { at: from, address, .. }, Place::Scratch(HEADERS..RECEIVERS)) = (copy.from, copy.to) {
             vms.get_mut(&from.frame).unwrap()[(address - BASE) as usize..][..LOOK].fill(0xee);
         }
     }));
@@ -449,7 +452,7 @@ fn a_page_that_cannot_be_brought_costs_its_owner() {
     let offset = ((second & !0xfff) + 0x1000 - 100 - BASE) as usize;
     bench.write(15, offset, &packet[..100]);
     bench.put(17, &between(17, 16, 400));
-    bench.world.broken.insert((vm(15).frame, (second >> 12) + 1));
+    bench.world.broken.insert((at(15).frame, (second >> 12) + 1));
     // The third packet must not lie there too.
     bench.write(15, 0x1e000, &between(15, 16, 302));
     bench.entry(15, SEND_RING, 2, BASE + 0x1e000, 302);
@@ -464,7 +467,7 @@ fn a_page_that_cannot_be_brought_costs_its_owner() {
 
     // A receiver's buffer that cannot be had: it alone loses.
     let mut bench = Bench::new([15, 16, 17]);
-    bench.world.broken.insert((vm(16).frame, (BASE + 0x1000) >> 12));
+    bench.world.broken.insert((at(16).frame, (BASE + 0x1000) >> 12));
     bench.put(15, &between(15, 16, 100));
     bench.put(15, &between(15, 17, 101));
     bench.run();
@@ -494,7 +497,7 @@ fn a_detached_vm_is_forgotten() {
     assert!(bench.switch.detach(vm(15)) && !bench.switch.detach(vm(15)));
     bench.run();
     assert!(bench.received(16).is_empty());
-    bench.switch.rung(vm(15));
+    bench.switch.rung(vm(15), at(15));
     bench.add(17);
     bench.put(17, &between(17, 16, 100));
     bench.run();
@@ -529,11 +532,11 @@ proptest! {
         every in 1usize..20,
     ) {
         let mut bench = Bench::new([15, 16, 17, 18]);
-        let before = bench.world.vms[&vm(18).frame].clone();
+        let before = bench.world.vms[&at(18).frame].clone();
         let mut expected = Vec::new();
         for (step, (number, offset, value)) in writes.into_iter().enumerate() {
             bench.write(number, offset / 4 * 4, &value.to_le_bytes());
-            bench.switch.rung(vm(number));
+            bench.switch.rung(vm(number), at(number));
             if step % every == 0 {
                 bench.run();
                 bench.offer(17, 8u32.saturating_sub(bench.offered[&17] - bench.own(17).arrived));
@@ -553,7 +556,7 @@ proptest! {
         received.retain(|packet| packet[11] == 18);
         prop_assert!(expected.ends_with(&received[received.len().saturating_sub(8)..]));
         // 18 received nothing unless somebody sent it something true.
-        let after = bench.world.vms[&vm(18).frame].clone();
+        let after = bench.world.vms[&at(18).frame].clone();
         if bench.own(18).arrived == 0 {
             let own = SWITCH_INDICES..SWITCH_INDICES + Own::LENGTH;
             let buffers = size_of::<QueuePage>()..0x11000;
