@@ -2,7 +2,7 @@
 //!
 //! A driver implements [`NetDriver`] for its device and hands a function that opens the device to [`serve`]. The kit
 //! keeps the rings shared with the switch ([`rings`]), serves [`protocol::service::net_driver`], tells both sides what
-//! moved, once for each batch, and reaches the device through the platform server ([`pci`]).
+//! moved, once for each batch, and reaches the device through the platform server ([`pci`], the crate `pci-device`).
 //!
 //! The crate's README is the guide.
 #![no_std]
@@ -12,16 +12,13 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
-pub mod pci;
 pub mod rings;
 mod serve;
 
-pub use serve::{Dma, Setup, serve};
+pub use pci_device::{self as pci, Dma, Problem};
+pub use serve::{Setup, serve};
 
 use server_runtime::mmio::Region;
-
-/// Why a device cannot be used; for the log.
-pub type Problem = alloc::string::String;
 
 /// A packet buffer of the memory shared with the switch. It stays where it is for the life of the driver.
 #[derive(Clone, Copy, Debug)]

@@ -1,27 +1,14 @@
 //! The loop of a driver.
 
-use crate::{NetDriver, Problem, rings::Rings};
+use crate::{Dma, NetDriver, Problem, rings::Rings};
 use alloc::{format, string::String, vec::Vec};
 use protocol::{
     abi::Target,
     domain::line,
-    layout::PAGE,
-    manifest::{Resource, StartupClient},
+    manifest::StartupClient,
     service::net_driver::{NetDriver as Service, Request, Response},
 };
-use server_runtime::{Answer, Caller, Handler, Startup, hypercall, memory, mmio::Region};
-
-/// Memory that the device reads and writes beside the packets: descriptors and the like.
-///
-/// It is a shared memory of the driver alone, because a device may still write to it when its driver has died; the
-/// driver's own memory is used for other things by then.
-#[derive(Clone, Copy, Debug)]
-pub struct Dma {
-    /// The memory.
-    pub memory: Region,
-    /// Its physical address; it is contiguous.
-    pub physical: u64,
-}
+use server_runtime::{Answer, Caller, Handler, Startup, hypercall};
 
 /// What a driver is given.
 pub struct Setup<'a> {
@@ -48,10 +35,7 @@ fn setup<D: NetDriver>(
     startup: &Startup,
     open: impl FnOnce(&Setup<'_>) -> Result<D, Problem>,
 ) -> Result<Rings<D>, Problem> {
-    let mut shared = startup.resources.iter().enumerate().filter_map(|(index, held)| match held.resource {
-        Resource::Shared { .. } => Some(Dma { memory: memory::resource(index)?, physical: held.first * PAGE }),
-        _ => None,
-    });
+    let mut shared = (0..startup.resources.len()).filter_map(|index| Dma::resource(startup, index));
     let (Some(packets), Some(dma)) = (shared.next(), shared.next()) else {
         return Err(
             "the system file must give a network driver two shared memories: for packets, and for its device".into()

@@ -6,15 +6,11 @@
 
 use alloc::{boxed::Box, vec, vec::Vec};
 use bitflags::bitflags;
-use net_driver::{Buffer, NetDriver, Problem, pci::Interrupt};
+use net_driver::{Buffer, NetDriver, Problem};
 use protocol::service::net_driver::{BUFFER, ENTRIES, HEADROOM};
 use server_runtime::mmio;
-use virtio_drivers::{
-    queue::VirtQueue,
-    transport::{DeviceStatus, InterruptStatus, Transport},
-};
-
-use crate::hal::Memory;
+use virtio::{Interrupts, Wire, hal::Memory};
+use virtio_drivers::{queue::VirtQueue, transport::DeviceStatus};
 
 /// Queues (virtio 1.2, 5.1.2).
 const RECEIVE: u16 = 0;
@@ -40,26 +36,6 @@ bitflags! {
         const STATUS = 1 << 16;
         const VERSION_1 = 1 << 32;
     }
-}
-
-/// What the driver needs of a transport beyond that of `virtio-drivers`.
-pub trait Wire: Transport {
-    /// Resets the device; it touches no memory afterwards.
-    fn reset(&mut self) -> Result<(), Problem>;
-    /// Whether the device has taken all interrupt vectors since it was reset.
-    fn has_interrupts(&self) -> bool;
-}
-
-/// How the device interrupts.
-#[derive(Clone, Copy, Debug)]
-pub enum Interrupts {
-    /// By MSI-X: on one line for the queues and on this one for changes of the configuration.
-    Messages {
-        /// The line.
-        config: u8,
-    },
-    /// By a shared line, to be acknowledged.
-    Line(Interrupt),
 }
 
 type Queue = VirtQueue<Memory, ENTRIES>;
@@ -235,15 +211,8 @@ impl<W: Wire> NetDriver for VirtioNet<W> {
     }
 
     fn interrupt(&mut self, lines: u64) {
-        match self.interrupts {
-            Interrupts::Messages { config } if lines & 1 << config != 0 => self.read_link(),
-            Interrupts::Messages { .. } => {}
-            Interrupts::Line(line) => {
-                if self.wire.ack_interrupt().contains(InterruptStatus::DEVICE_CONFIGURATION_INTERRUPT) {
-                    self.read_link();
-                }
-                line.acknowledge();
-            }
+        if self.interrupts.acknowledge(&mut self.wire, lines) {
+            self.read_link();
         }
     }
 }

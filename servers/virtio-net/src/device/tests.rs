@@ -1,13 +1,13 @@
 use super::*;
-use crate::hal::{self, Map};
 use alloc::{collections::VecDeque, rc::Rc};
 use core::cell::RefCell;
 use net_driver::{Dma, rings::Rings};
 use protocol::service::net_driver::{RingPage, SHARED_BYTES, receive_buffer, send_buffer};
 use server_runtime::mmio::Region;
+use virtio::hal::{self, Map};
 use virtio_drivers::{
     Error, PhysAddr,
-    transport::{DeviceType, InterruptStatus},
+    transport::{DeviceType, InterruptStatus, Transport},
 };
 
 const PACKETS: u64 = 0x1_0000_0000;
@@ -175,7 +175,7 @@ fn packets_flow_and_a_restart_loses_none_of_the_memory() {
     let dma = Region::of(vec![0; DMA_PAGES * 512].leak());
     hal::init(Map {
         dma: Dma { memory: dma, physical: DMA },
-        packets: Dma { memory: packets, physical: PACKETS },
+        buffers: vec![Dma { memory: packets, physical: PACKETS }],
         registers: [None; 6],
     });
     let features = (Features::all().bits()) | 1 << 29 | 1;

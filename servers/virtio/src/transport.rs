@@ -3,8 +3,7 @@
 //! That transport leaves interrupts to INTx. With MSI-X, each queue and the configuration have to be given a vector, in
 //! registers that it keeps to itself; this wrapper writes them besides, where the common configuration lies.
 
-use crate::device::Wire;
-use net_driver::{Problem, pci::Registers};
+use pci_device::{Interrupt, Problem, Registers};
 use server_runtime::mmio::Region;
 use virtio_drivers::{
     Error, PhysAddr,
@@ -31,6 +30,40 @@ const COMMON_LENGTH: usize = 0x20;
 const NO_VECTOR: u16 = 0xffff;
 /// Looks at the status of a device that was reset. The device of an emulator is reset at once.
 const RESET_LOOKS: usize = 1_000_000;
+
+/// What a driver needs of a transport beyond that of `virtio-drivers`.
+pub trait Wire: Transport {
+    /// Resets the device; it touches no memory afterwards.
+    fn reset(&mut self) -> Result<(), Problem>;
+    /// Whether the device has taken all interrupt vectors since it was reset.
+    fn has_interrupts(&self) -> bool;
+}
+
+/// How the device interrupts.
+#[derive(Clone, Copy, Debug)]
+pub enum Interrupts {
+    /// By MSI-X: on one line for the queues and on this one for changes of the configuration.
+    Messages {
+        /// The line.
+        config: u8,
+    },
+    /// By a shared line, to be acknowledged.
+    Line(Interrupt),
+}
+
+impl Interrupts {
+    /// Acknowledges the interrupt that came on `lines`. Returns whether the configuration has changed.
+    pub fn acknowledge(&self, wire: &mut impl Transport, lines: u64) -> bool {
+        match self {
+            Interrupts::Messages { config } => lines & 1 << config != 0,
+            Interrupts::Line(line) => {
+                let changed = wire.ack_interrupt().contains(InterruptStatus::DEVICE_CONFIGURATION_INTERRUPT);
+                line.acknowledge();
+                changed
+            }
+        }
+    }
+}
 
 /// MSI-X table entries to use.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

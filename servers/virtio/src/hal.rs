@@ -3,11 +3,12 @@
 //! `virtio-drivers` asks for them through functions without a `self`, so what they know is in a static of this module. A
 //! driver has one device.
 
+use alloc::vec::Vec;
 use core::{
     ptr::NonNull,
     sync::atomic::{AtomicU64, Ordering},
 };
-use net_driver::{Dma, pci::Registers};
+use pci_device::{Dma, Registers};
 use protocol::layout::PAGE;
 use spin::Once;
 use virtio_drivers::{BufferDirection, Hal, PhysAddr};
@@ -16,12 +17,12 @@ use virtio_drivers::{BufferDirection, Hal, PhysAddr};
 const PAGES_MAX: usize = 64;
 
 /// What the device sees.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Map {
-    /// Descriptors.
+    /// Queues, and what else [`allocate`] hands out.
     pub dma: Dma,
-    /// Packets.
-    pub packets: Dma,
+    /// Buffers that descriptors point to.
+    pub buffers: Vec<Dma>,
     /// The device's registers, by base address register.
     pub registers: [Option<Registers>; 6],
 }
@@ -55,23 +56,26 @@ fn give(used: &AtomicU64, first: usize, pages: usize) {
     used.fetch_and(!(mask << first), Ordering::Relaxed);
 }
 
+/// Takes `pages` neighbouring pages of the device's memory for good, filled with zeros: for what descriptors point to
+/// besides the buffers. `None` if so many are not left.
+pub fn allocate(pages: usize) -> Option<Dma> {
+    let dma = map().dma;
+    let first = take(&USED, dma.memory.length() / PAGE as usize, pages)?;
+    let part = dma.part(first * PAGE as usize, pages * PAGE as usize);
+    part.memory.zero(0, part.memory.length());
+    Some(part)
+}
+
 /// The memory of this driver.
 #[derive(Debug)]
 pub struct Memory;
 
-// SAFETY: device memory is mapped for the life of the driver and handed out once at a time (`take`); packets and registers
+// SAFETY: device memory is mapped for the life of the driver and handed out once at a time (`take`); buffers and registers
 // are regions that the runtime has mapped, and only addresses within them are converted.
 unsafe impl Hal for Memory {
     fn dma_alloc(pages: usize, _: BufferDirection) -> (PhysAddr, NonNull<u8>) {
-        let dma = map().dma;
-        let total = dma.memory.length() / PAGE as usize;
-        match take(&USED, total, pages) {
-            Some(first) => {
-                let offset = first * PAGE as usize;
-                let part = dma.memory.part(offset, pages * PAGE as usize);
-                part.zero(0, part.length());
-                (dma.physical + offset as u64, part.base())
-            }
+        match allocate(pages) {
+            Some(part) => (part.physical, part.memory.base()),
             // The address 0 says that there is no memory.
             None => (0, NonNull::dangling()),
         }
@@ -93,11 +97,15 @@ unsafe impl Hal for Memory {
     }
 
     unsafe fn share(buffer: NonNull<[u8]>, _: BufferDirection) -> PhysAddr {
-        let packets = map().packets;
-        let offset = buffer.cast::<u8>().addr().get().wrapping_sub(packets.memory.base().addr().get());
-        // Panics if the buffer is not packet memory.
-        packets.memory.part(offset, buffer.len());
-        packets.physical + offset as u64
+        let map = map();
+        let address = buffer.cast::<u8>().addr().get();
+        let within = |memory: &Dma| {
+            let offset = address.checked_sub(memory.memory.base().addr().get())?;
+            let end = offset.checked_add(buffer.len())?;
+            (end <= memory.memory.length()).then_some(memory.physical + offset as u64)
+        };
+        let physical = map.buffers.iter().chain([&map.dma]).find_map(within);
+        physical.expect("a buffer that is not in memory of the device")
     }
 
     unsafe fn unshare(_: PhysAddr, _: NonNull<[u8]>, _: BufferDirection) {}

@@ -1,13 +1,52 @@
-//! A PCI device, reached through the platform server.
+//! A PCI device as its driver sees it: claimed, its registers, interrupts and configuration space reached through the
+//! platform server, and the memory that it shares with its driver.
+#![no_std]
+#![forbid(unsafe_code)]
 
-use crate::Problem;
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
 use alloc::{format, vec::Vec};
 use protocol::{
     layout::PAGE,
+    manifest::{Resource, Startup},
     memory::Access,
     service::platform::{Bar, DeviceInfo, DeviceNumber, Platform, Request, Response},
 };
 use server_runtime::{CallError, Client, hypercall, memory, mmio::Region, slots};
+
+/// Why a device cannot be used; for the log.
+pub type Problem = alloc::string::String;
+
+/// Memory that a device reads and writes.
+///
+/// It is a shared memory of the system file, because a device may still write to it when its driver has died; the
+/// driver's own memory is used for other things by then.
+#[derive(Clone, Copy, Debug)]
+pub struct Dma {
+    /// The memory.
+    pub memory: Region,
+    /// Its physical address; it is contiguous.
+    pub physical: u64,
+}
+
+impl Dma {
+    /// The shared memory that is resource `index` of the startup page; `None` if that is something else.
+    pub fn resource(startup: &Startup, index: usize) -> Option<Dma> {
+        let held = startup.resources.get(index)?;
+        match held.resource {
+            Resource::Shared { .. } => Some(Dma { memory: memory::resource(index)?, physical: held.first * PAGE }),
+            _ => None,
+        }
+    }
+
+    /// A part of it. Panics if it is not within.
+    #[track_caller]
+    pub fn part(&self, offset: usize, length: usize) -> Dma {
+        Dma { memory: self.memory.part(offset, length), physical: self.physical + offset as u64 }
+    }
+}
 
 /// A device that this driver has claimed.
 pub struct Device {
