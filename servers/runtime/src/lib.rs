@@ -18,6 +18,7 @@
 //! * [`Client`]: calls of another server; opens the session, and opens it anew when the server was restarted.
 //! * [`log!`]: a line for the operator.
 //! * [`memory`], [`mmio`], [`slots`], [`clock`]: what a driver needs of its machine, so that it needs no `unsafe`.
+//! * [`budget`]: a share of the time for what VMs make a server do.
 //!
 //! The parts that decide something ([`message`], [`session`], [`mapping`], [`ranges`], [`slots::SlotSet`]) call no
 //! kernel and are tested on the host.
@@ -25,6 +26,7 @@
 
 extern crate alloc;
 
+pub mod budget;
 mod buffer;
 mod client;
 pub mod clock;

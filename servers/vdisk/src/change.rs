@@ -148,6 +148,11 @@ impl<T: Copy> Changes<T> {
 }
 
 impl<T: Copy> Server<T> {
+    /// It is not known yet whether there is a store: requests wait.
+    pub fn wait_for_store(&mut self) {
+        self.changes.state = State::Opening;
+    }
+
     /// The device is open, with a partition of so many blocks: reads the store.
     pub fn mount(&mut self, blocks: u64) {
         self.changes.state = State::Opening;

@@ -244,7 +244,7 @@ impl Guest {
         }
         let address = if kind == Kind::Flush { 0 } else { WINDOW + buffer as u64 };
         let entry = REQUESTS + slot * 32;
-        let words = [u64::from(kind as u32 | 0) | (disk as u64) << 32, first, address, length];
+        let words = [u64::from(kind as u32) | (disk as u64) << 32, first, address, length];
         for (place, word) in words.iter().enumerate() {
             memory.bytes[entry + place * 8..][..8].copy_from_slice(&word.to_le_bytes());
         }
@@ -541,7 +541,7 @@ fn errors_are_those_of_the_protocol() {
         ([0, u64::MAX, WINDOW + 4096, 1], Status::OutOfRange),
         ([1 | 1 << 32, 0, WINDOW + 4096, 1], Status::ReadOnly),
         ([2 | 1 << 32, 0, 0, 0], Status::Ok),
-        ([0 | 2 << 32, 0, WINDOW + 4096, 1], Status::NoDisk),
+        ([2 << 32, 0, WINDOW + 4096, 1], Status::NoDisk),
         ([0, 0, WINDOW + 4096, u64::from(BLOCKS_MAX) + 1], Status::BadRequest),
         ([9, 0, WINDOW + 4096, 1], Status::BadRequest),
         ([1, 0, WINDOW + 39 * 4096 + 8, 1], Status::BadRequest),

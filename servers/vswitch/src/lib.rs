@@ -1,6 +1,6 @@
 //! The virtual switch, off the metal: everything but the calls of the kernel.
 //!
-//! * [`budget`]: how much of a processor the switch may take.
+//! * [`budget`](server_runtime::budget): how much of a processor the switch may take.
 //! * [`header`]: what a packet says of itself, and whether a VM may say that.
 //! * [`ports`]: the VMs' ports, by MAC address, IPv4 address and control block.
 //! * [`queue`]: the queue page of a VM's NIC, read as what a stranger wrote.
@@ -14,10 +14,11 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
-pub mod budget;
 pub mod header;
 pub mod memory;
 pub mod ports;
 pub mod queue;
 pub mod switch;
 pub mod uplink;
+
+pub use server_runtime::budget;

@@ -60,11 +60,21 @@ impl Blocks for &mut Partition {
     }
 }
 
+fn fill(bytes: &mut [u8], value: u8) -> Result<(), Cut> {
+    bytes.fill(value);
+    Ok(())
+}
+
 fn contents(offline: &mut Offline<&mut Partition>) -> BTreeMap<String, Vec<u8>> {
     let names: Vec<String> = offline.store().table.iter().map(|(name, _)| name.into()).collect();
     let read = |name: &String| {
         let mut bytes = Vec::new();
-        offline.read(name, |part| Ok(bytes.extend(part))).unwrap();
+        offline
+            .read(name, |part| {
+                bytes.extend(part);
+                Ok(())
+            })
+            .unwrap();
         (name.clone(), bytes)
     };
     names.iter().map(read).collect()
@@ -76,7 +86,7 @@ fn a_new_partition_is_formatted_and_found_again() {
     let mut offline = Offline::open(&mut partition).unwrap();
     assert_eq!(offline.store().table.space(), (72, 72));
     offline.create("a", 10).unwrap();
-    offline.create_with("b", 3, |at, bytes| Ok(bytes.fill(at as u8 + 5))).unwrap();
+    offline.create_with("b", 3, |at, bytes| fill(bytes, at as u8 + 5)).unwrap();
     assert!(matches!(offline.create("a", 1), Err(Fault::Unmade(Unmade::Exists))));
     assert!(matches!(offline.create("c", 60), Err(Fault::Unmade(Unmade::Full))));
     for bad in ["", "a b", "ä", "../x/", &"n".repeat(64)] {
@@ -182,7 +192,7 @@ proptest! {
         partition.left = left;
         let apply = |offline: &mut Offline<&mut Partition>, change: &Change| match change {
             Change::Create(name, blocks) => {
-                offline.create_with(&format!("d{name}"), *blocks, |at, bytes| Ok(bytes.fill(*name ^ *blocks as u8 ^ at as u8)))
+                offline.create_with(&format!("d{name}"), *blocks, |at, bytes| fill(bytes, *name ^ *blocks as u8 ^ at as u8))
             }
             Change::Delete(name) => offline.delete(&format!("d{name}")),
         };
