@@ -41,7 +41,7 @@ struct UnderWay {
     block: u64,
     count: u32,
     /// For a flush: the medium as it was when it was put up. What was written later it need not make safe.
-    medium: Option<Vec<u8>>,
+    medium: Option<Vec<(u32, [u8; 512])>>,
 }
 
 /// The memory of a VM.
@@ -61,6 +61,9 @@ pub struct Model {
     /// What survives a power cut, and what reads find.
     pub safe: Vec<u8>,
     pub medium: Vec<u8>,
+    /// How often each sector of either was written.
+    versions: Vec<u32>,
+    safe_versions: Vec<u32>,
     /// A request fails once in so many; 0: never.
     pub fails: usize,
     free: Vec<Slot>,
@@ -81,6 +84,8 @@ impl Model {
         Model {
             chance: Chance(seed),
             safe: medium.clone(),
+            versions: vec![0; medium.len() / 512],
+            safe_versions: vec![0; medium.len() / 512],
             medium,
             fails: 0,
             free: (0..slots as Slot).collect(),
@@ -127,18 +132,24 @@ impl Model {
         let buffer = &mut self.buffers[usize::from(request.slot)];
         let inside = start + length <= self.medium.len();
         assert!(inside, "the server asks for what the partition does not have");
+        if matches!(request.operation, Operation::Write | Operation::Zero) && done {
+            self.versions[start / 512..(start + length) / 512].iter_mut().for_each(|version| *version += 1);
+        }
         match request.operation {
             Operation::Read if !failed => buffer[..length].copy_from_slice(&self.medium[start..start + length]),
             Operation::Write if done => self.medium[start..start + length].copy_from_slice(&buffer[..length]),
             Operation::Zero if done => self.medium[start..start + length].fill(0),
             Operation::Flush if !failed => {
                 // All that was in the medium when the flush was put up is safe, if nothing overwrote it: then that may be, or not.
-                let then = request.medium.unwrap_or_default();
-                let sectors = self.safe.chunks_mut(512).zip(then.chunks(512)).zip(self.medium.chunks(512));
-                for ((safe, then), now) in sectors {
-                    let newer = then != now && self.chance.one_in(2);
-                    if safe != then || newer {
-                        safe.copy_from_slice(if newer { now } else { then });
+                for (sector, (version, bytes)) in request.medium.unwrap_or_default().into_iter().enumerate() {
+                    let newer = self.versions[sector] != version && self.chance.one_in(2);
+                    let at = sector * 512..(sector + 1) * 512;
+                    if newer {
+                        self.safe[at.clone()].copy_from_slice(&self.medium[at]);
+                        self.safe_versions[sector] = self.versions[sector];
+                    } else if version > self.safe_versions[sector] {
+                        self.safe[at].copy_from_slice(&bytes);
+                        self.safe_versions[sector] = version;
                     }
                 }
             }
@@ -161,6 +172,7 @@ impl Model {
             }
         }
         self.medium.clone_from(&self.safe);
+        self.safe_versions.clone_from(&self.versions);
         self.forget_server();
         self.vms.clear();
     }
@@ -252,7 +264,8 @@ impl BlockDevice for Model {
     }
     fn submit(&mut self, slot: Slot, operation: Operation, block: u64, count: u32) {
         assert!(!self.free.contains(&slot) && !self.under_way.iter().any(|request| request.slot == slot));
-        let medium = (operation == Operation::Flush).then(|| self.medium.clone());
+        let sectors = || self.medium.chunks_exact(512).map(|bytes| bytes.try_into().unwrap());
+        let medium = (operation == Operation::Flush).then(|| self.versions.iter().copied().zip(sectors()).collect());
         self.under_way.push(UnderWay { slot, operation, block, count, medium });
     }
     fn completed(&mut self) -> Option<(Slot, Status)> {

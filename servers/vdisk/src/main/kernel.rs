@@ -71,8 +71,8 @@ impl Kernel {
 fn fate(status: u32) -> Fate {
     match u8::try_from(status).ok().and_then(Error::from_u8) {
         None if status == 0 => Fate::Done,
-        // A VM that has left memory is nowhere: its frame is free, or is another's.
-        Some(Error::NotPresent | Error::Gone | Error::NoCapability) => Fate::Missing,
+        // A VM that has left memory is nowhere: its frame is free, another's, or (`Denied`) none of the pool at all.
+        Some(Error::NotPresent | Error::Gone | Error::Denied) => Fate::Missing,
         _ => Fate::Failed,
     }
 }
