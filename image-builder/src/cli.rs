@@ -86,6 +86,9 @@ pub struct Run {
     /// First port on 127.0.0.1 that leads to a VM; the next services get the next ones
     #[arg(long, value_name = "BASE", default_value_t = crate::machine::ports::BASE, value_parser = clap::value_parser!(u16).range(1..))]
     pub port: u16,
+    /// Make the machine's disks anew: what is on them is lost
+    #[arg(long)]
+    pub new_disks: bool,
     /// Print QEMU's command line and do not start it
     #[arg(long)]
     pub dry_run: bool,

@@ -8,10 +8,18 @@ use miette::Result;
 use crate::accelerator::{self, Accelerator};
 use crate::build::{self, Built};
 use crate::cli::Tools;
-use crate::machine::qemu::{self, Machine, Network};
+use crate::machine::disk::{Existing, Image};
+use crate::machine::qemu::{self, Disk, Machine, Network};
 use crate::system::System;
+use crate::system::disks::DiskPlan;
 use crate::toolchain::{self, Installing, Toolchain};
 use crate::workspace::Workspace;
+
+/// The disks of a system, with their images in `folder`.
+pub fn disks(system: &System, folder: &Path, existing: Existing) -> Result<Vec<Disk>> {
+    let disk = |plan: &DiskPlan| Ok(Disk::new(&plan.name, Image::ensure(folder, plan, existing)?.path()));
+    system.disks.iter().map(disk).collect()
+}
 
 /// A command's working state.
 #[derive(Debug)]
@@ -74,7 +82,7 @@ impl Session {
         build::build(&self.workspace, &toolchain, system)
     }
 
-    /// The machine that a system file asks for, on this host's accelerator.
+    /// The machine that a system file asks for, on this host's accelerator, without its disks ([`disks`]).
     pub fn machine(&self, system: &System, built: &Built, network: Network) -> Machine {
         let (accelerator, _) = accelerator::choose(&accelerator::Findings::gather());
         Machine {
@@ -85,6 +93,8 @@ impl Session {
             accelerator,
             count_instructions: false,
             network,
+            disks: Vec::new(),
+            qmp: None,
             extra: Vec::new(),
         }
     }

@@ -8,8 +8,9 @@ use miette::{Result, miette};
 use super::Benchmark;
 use super::result::{Better, Measurement};
 use crate::interrupt;
+use crate::machine::disk::Existing;
 use crate::machine::{Running, http, ports};
-use crate::session::Session;
+use crate::session::{self, Session};
 use crate::ui::Step;
 
 pub(super) const BENCHMARK: Benchmark =
@@ -30,7 +31,8 @@ fn run(session: &mut Session) -> Result<Vec<Measurement>> {
         let reachable = ports::assign_free(&system)?;
         let web =
             reachable.iter().find(|r| r.service.http).ok_or_else(|| miette!("the default system has no web server"))?;
-        let machine = session.machine(&system, &built, ports::network(&system, &reachable));
+        let mut machine = session.machine(&system, &built, ports::network(&system, &reachable));
+        machine.disks = session::disks(&system, &built.folder.join("bench"), Existing::Replace)?;
         let step = Step::start(format!("Booting, {round} of {ROUNDS}"));
         let mut running = Running::start(&qemu, &machine, &built.folder.join("serial.log"), Box::new(|_| {}))?;
         let deadline = Instant::now() + LIMIT;

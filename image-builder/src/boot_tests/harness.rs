@@ -6,16 +6,18 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use miette::{IntoDiagnostic, Result, WrapErr, miette};
+use tempfile::TempDir;
 
 use super::BootTest;
 use crate::build::Built;
 use crate::interrupt;
+use crate::machine::disk::{Existing, Image};
 use crate::machine::http::{self, Page};
 use crate::machine::ports::{self, Reachable};
 use crate::machine::qemu::{Machine, Network};
 use crate::machine::serial::Line;
 use crate::machine::{Running, is_last_word};
-use crate::session::Session;
+use crate::session::{self, Session};
 use crate::system::System;
 
 /// A test's surroundings.
@@ -28,6 +30,10 @@ pub struct Context<'a> {
     running: Option<Running>,
     reachable: Vec<Reachable>,
     boots: usize,
+    /// Whether the next boot finds the disks of the one before.
+    keep_disks: bool,
+    /// Folder of the machine's control socket: its path must be short.
+    sockets: Option<TempDir>,
 }
 
 impl<'a> Context<'a> {
@@ -44,6 +50,8 @@ impl<'a> Context<'a> {
             running: None,
             reachable: Vec::new(),
             boots: 0,
+            keep_disks: false,
+            sockets: None,
         })
     }
 
@@ -81,17 +89,60 @@ impl<'a> Context<'a> {
         self.boot_built(&system, &built)
     }
 
-    /// Boots a system that was built.
+    /// Boots a system that was built. Its disks are new at each boot, unless [`Context::keep_disks`] was called.
     pub fn boot_built(&mut self, system: &System, built: &Built) -> Result<()> {
+        self.boot_changed(system, built, |_| Ok(()))
+    }
+
+    /// Boots a system on a machine that `change` has changed: its disks, for example.
+    pub fn boot_changed(
+        &mut self,
+        system: &System,
+        built: &Built,
+        change: impl FnOnce(&mut Machine) -> Result<()>,
+    ) -> Result<()> {
         self.reachable = ports::assign_free(system)?;
-        let machine = self.session.machine(system, built, ports::network(system, &self.reachable));
+        let mut machine = self.session.machine(system, built, ports::network(system, &self.reachable));
+        self.add_disks(system, &mut machine)?;
+        change(&mut machine)?;
         self.start(&machine)
     }
 
     /// Boots a system with its NIC on a UDP socket.
     pub fn boot_on_frames(&mut self, system: &System, built: &Built, network: Network) -> Result<()> {
-        let machine = self.session.machine(system, built, network);
+        let mut machine = self.session.machine(system, built, network);
+        self.add_disks(system, &mut machine)?;
         self.start(&machine)
+    }
+
+    fn add_disks(&mut self, system: &System, machine: &mut Machine) -> Result<()> {
+        // The machine before it, if there was one, must not write any more.
+        self.running = None;
+        let existing = if self.keep_disks { Existing::Keep } else { Existing::Replace };
+        machine.disks = session::disks(system, &self.folder, existing)?;
+        Ok(())
+    }
+
+    /// Lets later boots find the disks as this one leaves them, or no longer.
+    pub fn keep_disks(&mut self, keep: bool) {
+        self.keep_disks = keep;
+    }
+
+    /// The image of a disk. While a machine runs, it may be read but not written.
+    pub fn image(&self, disk: &str) -> Image {
+        Image::at(&self.folder.join(disk).with_extension("img"))
+    }
+
+    /// Cuts the machine's power.
+    pub fn cut_power(&mut self) -> Result<()> {
+        self.running()?.cut();
+        Ok(())
+    }
+
+    /// A place for the control socket of the next machine ([`Machine::qmp`]).
+    pub fn socket(&mut self) -> Result<PathBuf> {
+        let folder = TempDir::with_prefix("denali-").into_diagnostic()?;
+        Ok(self.sockets.insert(folder).path().join("qmp"))
     }
 
     fn start(&mut self, machine: &Machine) -> Result<()> {

@@ -10,10 +10,12 @@ use miette::{Result, miette};
 
 use crate::cli::Run;
 use crate::interrupt::{self, Interrupted};
+use crate::machine::disk::{Existing, Image};
 use crate::machine::ports::{self, Reachable};
-use crate::machine::qemu::{self, Machine};
+use crate::machine::qemu::{self, Disk, Machine};
 use crate::machine::{Running, Sink, http, is_last_word, serial::Serial};
-use crate::session::Session;
+use crate::session::{self, Session};
+use crate::system::disks::DiskPlan;
 use crate::terminal::Keys;
 use crate::ui;
 
@@ -33,9 +35,14 @@ pub(super) fn run(options: &Run) -> Result<ExitCode> {
     machine.cpus = options.cpus.unwrap_or(machine.cpus);
     machine.extra = options.extra.clone();
     if options.dry_run {
+        // Nothing is made: these are where they would be.
+        let place = |plan: &DiskPlan| Disk::new(&plan.name, &Image::path_in(&built.folder, plan));
+        machine.disks = system.disks.iter().map(place).collect();
         println!("{}", machine.command_line());
         return Ok(ExitCode::SUCCESS);
     }
+    let existing = if options.new_disks { Existing::Replace } else { Existing::Keep };
+    machine.disks = session::disks(&system, &built.folder, existing)?;
     announce(&machine, &reachable, left);
 
     let keys = if options.headless { None } else { Keys::take()? };
@@ -60,6 +67,9 @@ pub(super) fn run(options: &Run) -> Result<ExitCode> {
 fn announce(machine: &Machine, reachable: &[Reachable], left: usize) {
     let cpus = if machine.cpus == 1 { "1 processor".into() } else { format!("{} processors", machine.cpus) };
     ui::note(&format!("Booting in QEMU ({}, {} MiB, {cpus}). Ctrl-C ends it.", machine.accelerator, machine.memory));
+    for disk in &machine.disks {
+        ui::note(&format!("  disk {}: {}", disk.name, disk.image.display()));
+    }
     for r in reachable.iter().filter(|r| !r.service.http) {
         ui::note(&format!("  VM {}, TCP port {}: {}", r.vm, r.service.port, r.place()));
     }

@@ -3,11 +3,15 @@
 //! * [`qemu`]: its command line.
 //! * [`serial`]: its serial line.
 //! * [`http`]: asking its VMs for pages.
+//! * [`disk`]: images of its disks.
+//! * [`qmp`]: its control socket.
 //! * [`ports`]: which ports of the host lead to which VM.
 
+pub mod disk;
 pub mod http;
 pub mod ports;
 pub mod qemu;
+pub mod qmp;
 pub mod serial;
 
 use std::fs::File;
@@ -114,6 +118,14 @@ impl Running {
             }
             thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// Ends it as a power cut would: at once, in the middle of whatever it does. What it had handed to the host is kept by the host.
+    pub fn cut(&mut self) {
+        // An error means that it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        self.stop();
     }
 
     /// Ends it, and waits until all it wrote has been read.

@@ -1,8 +1,9 @@
 //! The command line of QEMU. A pure function of what the machine should be.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
 use crate::accelerator::Accelerator;
 use crate::system::network::MACHINE_MAC;
@@ -52,6 +53,87 @@ pub enum Network {
     None,
 }
 
+/// A disk of a machine.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Disk {
+    /// Its name, also its serial number and its name on the control socket.
+    pub name: String,
+    /// Its image, raw.
+    pub image: PathBuf,
+    /// Whether it cannot be written.
+    pub read_only: bool,
+    /// Rules of QEMU's `blkdebug` by which it fails.
+    pub faults: Option<PathBuf>,
+    /// A log of all writes and flushes (QEMU's `blklogwrites`), from which the state after a power cut can be made.
+    pub log: Option<PathBuf>,
+    /// More properties of the device.
+    pub device: Vec<String>,
+}
+
+impl Disk {
+    /// An ordinary disk.
+    pub fn new(name: &str, image: &Path) -> Disk {
+        Disk {
+            name: name.into(),
+            image: image.to_path_buf(),
+            read_only: false,
+            faults: None,
+            log: None,
+            device: Vec::new(),
+        }
+    }
+
+    /// The host's cache is written back when the machine flushes: what is kept then is what was flushed, and perhaps more.
+    fn blockdev(&self) -> OsString {
+        let mut out = OsString::from(format!("driver=raw,node-name={},read-only=", node(&self.name)));
+        out.push(if self.read_only { "on" } else { "off" });
+        let mut prefix = "file".to_string();
+        if let Some(log) = &self.log {
+            out.push(format!(",{prefix}.driver=blklogwrites,{prefix}.log.driver=file,{prefix}.log.filename="));
+            push_path(&mut out, log);
+            prefix += ".file";
+        }
+        if let Some(faults) = &self.faults {
+            out.push(format!(",{prefix}.driver=blkdebug,{prefix}.config="));
+            push_path(&mut out, faults);
+            prefix += ".image";
+        }
+        out.push(format!(",{prefix}.driver=file,{prefix}.filename="));
+        push_path(&mut out, &self.image);
+        if !self.read_only {
+            // Blocks that are zeroed take no room on the host.
+            out.push(format!(",discard=unmap,{prefix}.discard=unmap"));
+        }
+        out
+    }
+
+    fn device(&self) -> String {
+        let node = node(&self.name);
+        let name = &self.name;
+        let mut device = format!("virtio-blk-pci,drive={node},id={name},serial={name},disable-legacy=on");
+        for property in &self.device {
+            device += ",";
+            device += property;
+        }
+        device
+    }
+}
+
+/// Name of a disk's block device; a name of its own, because some words mean something to QEMU.
+fn node(name: &str) -> String {
+    format!("disk-{name}")
+}
+
+/// In a value of QEMU's, a comma is doubled.
+fn push_path(out: &mut OsString, path: &Path) {
+    for (index, part) in path.as_os_str().as_bytes().split(|byte| *byte == b',').enumerate() {
+        if index > 0 {
+            out.push(",,");
+        }
+        out.push(OsStr::from_bytes(part));
+    }
+}
+
 /// A machine.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Machine {
@@ -69,6 +151,10 @@ pub struct Machine {
     pub count_instructions: bool,
     /// NIC.
     pub network: Network,
+    /// Disks, in the order of the bus.
+    pub disks: Vec<Disk>,
+    /// Where to make the control socket.
+    pub qmp: Option<PathBuf>,
     /// Arguments that the user adds.
     pub extra: Vec<OsString>,
 }
@@ -94,6 +180,15 @@ impl Machine {
             // The machine boots from `-kernel`: an option ROM for booting from the network only costs time.
             let device = format!("virtio-net-pci,netdev=net,mac={MACHINE_MAC},disable-legacy=on,romfile=");
             add(&["-netdev", &netdev, "-device", &device]);
+        }
+        for disk in &self.disks {
+            arguments.extend(["-blockdev".into(), disk.blockdev(), "-device".into(), disk.device().into()]);
+        }
+        if let Some(socket) = &self.qmp {
+            let mut place = OsString::from("unix:");
+            push_path(&mut place, socket);
+            place.push(",server=on,wait=off");
+            arguments.extend(["-qmp".into(), place]);
         }
         arguments.extend(["-kernel".into(), self.kernel.clone().into_os_string()]);
         arguments.extend(["-initrd".into(), self.bundle.clone().into_os_string()]);
@@ -152,6 +247,8 @@ mod tests {
                     Forward { host: 8081, address: Ipv4Addr::new(10, 0, 2, 16), port: 80 },
                 ],
             },
+            disks: Vec::new(),
+            qmp: None,
             extra: vec!["-s".into()],
         }
     }
@@ -167,6 +264,29 @@ mod tests {
             "virtio-net-pci,netdev=net,mac=52:54:00:12:34:56,disable-legacy=on",
             "isa-debug-exit,iobase=0xf4,iosize=0x04",
             "-kernel k -initrd 'b c' -s",
+        ] {
+            assert!(line.contains(part), "{part} is missing: {line}");
+        }
+    }
+
+    #[test]
+    fn disks() {
+        let usual = Disk::new("disk", Path::new("a,b.img"));
+        let faulty = Disk {
+            read_only: true,
+            faults: Some("rules".into()),
+            log: Some("log".into()),
+            device: vec!["queue-size=512".into()],
+            ..Disk::new("other", Path::new("c"))
+        };
+        let line = Machine { disks: vec![usual, faulty], qmp: Some("socket".into()), ..machine() }.command_line();
+        for part in [
+            "-blockdev driver=raw,node-name=disk-disk,read-only=off,file.driver=file,file.filename=a,,b.img,discard=unmap,file.discard=unmap",
+            "-device virtio-blk-pci,drive=disk-disk,id=disk,serial=disk,disable-legacy=on ",
+            "read-only=on,file.driver=blklogwrites,file.log.driver=file,file.log.filename=log,\
+             file.file.driver=blkdebug,file.file.config=rules,\
+             file.file.image.driver=file,file.file.image.filename=c ",
+            "serial=other,disable-legacy=on,queue-size=512 -qmp unix:socket,server=on,wait=off",
         ] {
             assert!(line.contains(part), "{part} is missing: {line}");
         }

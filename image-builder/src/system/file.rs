@@ -24,6 +24,9 @@ pub struct SystemFile {
     /// The servers; `init` is implied.
     #[serde(default)]
     pub server: Vec<Spanned<ServerTable>>,
+    /// The disks of the machine to boot it on.
+    #[serde(default)]
+    pub disk: Vec<Spanned<DiskTable>>,
     /// The VMs started at boot.
     #[serde(default)]
     pub vm: Vec<Spanned<VmTable>>,
@@ -187,6 +190,22 @@ impl OptionValue {
             OptionValue::Switch(switch) => switch.to_string(),
         }
     }
+}
+
+/// `[[disk]]`
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskTable {
+    /// Unique name, also its serial number.
+    pub name: Spanned<String>,
+    /// Size of the whole disk.
+    pub size: Spanned<Size>,
+    /// Size of its partition for swap regions.
+    pub swap: Option<Spanned<Size>>,
+    /// Size of its partition for virtual disks.
+    pub vdisk: Option<Spanned<Size>>,
+    /// Size of its partition for whoever measures.
+    pub scratch: Option<Spanned<Size>>,
 }
 
 /// `[[vm]]`

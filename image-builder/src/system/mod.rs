@@ -4,12 +4,14 @@
 //! * [`types`]: sizes, addresses and other values.
 //! * [`servers`], [`owners`], [`graph`]: the rules for servers.
 //! * [`vms`], [`network`]: the rules for VMs.
+//! * [`disks`]: the rules for disks.
 //! * [`programs`]: what the bundle will hold.
 //! * [`report`]: a readable account of a whole system.
 //!
 //! [`System::parse`] finds all that is wrong with a file, not only the first thing, except that a
 //! file that is not TOML or has unknown keys is not looked at further.
 
+pub mod disks;
 pub mod file;
 pub mod graph;
 pub mod network;
@@ -29,6 +31,7 @@ use miette::{IntoDiagnostic, Result, WrapErr, miette};
 use protocol::manifest::{MANIFEST_VERSION, Manifest, Resource};
 use toml::Spanned;
 
+use disks::DiskPlan;
 use file::SystemFile;
 use problem::{Problem, Problems, Source};
 use programs::{Program, Programs};
@@ -54,6 +57,8 @@ pub struct System {
     pub manifest: Manifest,
     /// Files of the bundle beside `init` and the manifest.
     pub programs: Vec<Program>,
+    /// The machine's disks.
+    pub disks: Vec<DiskPlan>,
     /// The VMs, as in the manifest.
     pub vms: Vec<VmPlan>,
     /// Where the system file names each server, in the manifest's order.
@@ -93,6 +98,8 @@ impl System {
         problems.extend(wrong);
         let (vms, wrong) = vms::vms(&file.vm, network, &mut programs, &source);
         problems.extend(wrong);
+        let (disks, wrong) = disks::disks(&file.disk, &source);
+        problems.extend(wrong);
         if let Some(name) = &file.name {
             problems.extend(name_problem("system", name, &source));
         }
@@ -121,6 +128,7 @@ impl System {
             cpus: file.machine.cpus.as_ref().map_or(CPUS_DEFAULT, |cpus| *cpus.get_ref()),
             manifest,
             programs: programs.finish(),
+            disks,
             vms,
             server_places,
             source,

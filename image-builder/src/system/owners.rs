@@ -15,15 +15,13 @@ pub fn check(servers: &[Spanned<ServerTable>], source: &Source) -> Vec<Problem> 
     let mut problems = Vec::new();
     ports(&servers, source, &mut problems);
     shared(&servers, source, &mut problems);
+    pci(&servers, source, &mut problems);
     let mut owners = Owners { source, problems };
     let mut once = Claims::default();
     for server in &servers {
         let name = server.name.get_ref().as_str();
         for line in &server.isa_interrupts {
             owners.claim(&mut once, format!("interrupt {}", line.get_ref()), name, line.span());
-        }
-        for id in &server.pci {
-            owners.claim(&mut once, format!("PCI device {}", id.get_ref()), name, id.span());
         }
         for doorbell in &server.doorbells {
             let doorbell_name = format!("{:?}", doorbell.get_ref()).to_lowercase();
@@ -79,6 +77,33 @@ fn ports(servers: &[&ServerTable], source: &Source, problems: &mut Vec<Problem>)
         if let Some((owner, first, other)) = overlapping {
             let message = format!("I/O ports {range} of `{server}` overlap {other} of `{owner}`");
             problems.push(source.problem(at.clone(), message).label("again here").first(first.clone()));
+        }
+    }
+}
+
+/// Several servers may drive devices of one kind, each its own, if they are the same program: the platform server
+/// hands them out in the order of the bus.
+fn pci(servers: &[&ServerTable], source: &Source, problems: &mut Vec<Problem>) {
+    let mut owners: BTreeMap<String, (&ServerTable, Range<usize>)> = BTreeMap::new();
+    let program = |server: &ServerTable| server.program.as_ref().unwrap_or(&server.name).get_ref().clone();
+    for server in servers {
+        let mut seen: BTreeMap<String, Range<usize>> = BTreeMap::new();
+        let name = server.name.get_ref();
+        for id in &server.pci {
+            let what = format!("PCI device {}", id.get_ref());
+            let (owner, place) = owners.entry(what.clone()).or_insert((*server, id.span()));
+            let (message, first) = if let Some(first) = seen.insert(what.clone(), id.span()) {
+                (format!("server `{name}` is given {what} twice"), first)
+            } else if program(owner) != program(server) {
+                (format!("{what} cannot belong to both `{}` and `{name}`", owner.name.get_ref()), place.clone())
+            } else {
+                continue;
+            };
+            let mut problem = source.problem(id.span(), message).label("again here").first(first);
+            if owner.name != server.name {
+                problem = problem.help("only servers of the same program may drive devices of the same kind");
+            }
+            problems.push(problem);
         }
     }
 }

@@ -30,6 +30,16 @@ pub fn report(system: &System) -> String {
     for server in &manifest.servers {
         server_lines(&mut out, server, &manifest.servers);
     }
+    if !system.disks.is_empty() {
+        let _ = writeln!(out, "\nDisks:");
+        for disk in &system.disks {
+            let _ = write!(out, "  {}: {}", disk.name, disk.size);
+            for (kind, size) in &disk.partitions {
+                let _ = write!(out, ", {} {size}", kind.name());
+            }
+            let _ = writeln!(out);
+        }
+    }
     if !manifest.vms.is_empty() {
         let _ = writeln!(out, "\nVMs:");
         vm_lines(&mut out, system);

@@ -61,7 +61,7 @@ pub enum Operation {
     Write = 1,
     /// Makes all writes answered so far safe against power loss. `block` and `count` are 0.
     Flush = 2,
-    /// Makes `count` blocks from `block` on read as zeros; here `count` may be more than a buffer.
+    /// Makes `count` blocks from `block` on read as zeros; here `count` may be more than a buffer. The buffer's contents are undefined afterwards.
     Zero = 3,
 }
 

@@ -153,19 +153,18 @@ impl<M: Machine> Platform<M> {
     }
 
     fn claim(&mut self, badge: u64) -> Response {
-        let Some(client) = self.clients.iter_mut().find(|client| client.badge == badge) else {
+        let Some(client) = self.clients.iter().position(|client| client.badge == badge) else {
             return Response::NotFound;
         };
-        let Ok(number) = DeviceNumber::try_from(client.claims.len()) else {
+        let Ok(number) = DeviceNumber::try_from(self.clients[client].claims.len()) else {
             return Response::NotFound;
         };
-        let wanted = |function: &&mut Function| {
-            !function.claimed && client.pci_devices.contains(&(function.device.vendor, function.device.device))
-        };
-        let Some((place, function)) = self.functions.iter_mut().enumerate().find(|(_, function)| wanted(function))
-        else {
+        let is_free = |place: &usize| !self.functions[*place].claimed && self.owner(*place) == Some(client);
+        let Some(place) = (0..self.functions.len()).find(is_free) else {
             return Response::NotFound;
         };
+        let client = &mut self.clients[client];
+        let function = &mut self.functions[place];
         let device = &function.device;
         device.quiesce(&self.machine);
         if core::mem::replace(&mut function.used, true) {
@@ -182,6 +181,20 @@ impl<M: Machine> Platform<M> {
             bars: device.bars.clone(),
             msix: device.msix_entries(),
         }
+    }
+
+    /// The client that may claim a device. Of those that the same clients may claim, the first belongs to the first client, and so
+    /// on, and what is left to the last: whoever is restarted, each gets its own again.
+    fn owner(&self, place: usize) -> Option<usize> {
+        let clients = |function: &Function| {
+            let id = (function.device.vendor, function.device.device);
+            let may = move |(_, client): &(usize, &Client)| client.pci_devices.contains(&id);
+            self.clients.iter().enumerate().filter(may).map(|(index, _)| index)
+        };
+        let (before, rest) = self.functions.split_at_checked(place)?;
+        let function = rest.first()?;
+        let rank = before.iter().filter(|other| clients(other).eq(clients(function))).count();
+        clients(function).nth(rank).or_else(|| clients(function).next_back())
     }
 
     fn config_read(&self, badge: u64, device: DeviceNumber, offset: u16) -> Response {
@@ -414,6 +427,24 @@ mod tests {
         assert_eq!(claim(&mut platform, NET), None);
         assert_eq!(claim(&mut platform, CONSOLE), None);
         assert_eq!(claim(&mut platform, 99), None);
+    }
+
+    #[test]
+    fn each_of_several_drivers_has_its_device_for_ever() {
+        let location = |platform: &mut Platform<Machine>, badge| match platform.request(badge, &Request::Claim).0 {
+            Response::Device { info, .. } => Some(info.location >> 3),
+            _ => None,
+        };
+        let functions = || [Mock::virtio_net(3), Mock::virtio_net(5), Mock::virtio_net(7)];
+        let mut platform = platform(functions());
+        assert_eq!((location(&mut platform, OTHER), location(&mut platform, NET)), (Some(5), Some(3)));
+        // They die and come back the other way round, and so does the platform server.
+        platform.connected(NET);
+        platform.connected(OTHER);
+        assert_eq!((location(&mut platform, NET), location(&mut platform, OTHER)), (Some(3), Some(5)));
+        let mut platform = self::platform(functions());
+        assert_eq!((location(&mut platform, OTHER), location(&mut platform, OTHER)), (Some(5), Some(7)));
+        assert_eq!((location(&mut platform, NET), location(&mut platform, NET)), (Some(3), None));
     }
 
     #[test]
