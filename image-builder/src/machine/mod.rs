@@ -4,15 +4,18 @@
 //! * [`serial`]: its serial line.
 //! * [`http`]: asking its VMs for pages.
 //! * [`disk`]: images of its disks.
+//! * [`virtual_disks`], [`archive`]: what is in their partition for virtual disks.
 //! * [`qmp`]: its control socket.
 //! * [`ports`]: which ports of the host lead to which VM.
 
+pub mod archive;
 pub mod disk;
 pub mod http;
 pub mod ports;
 pub mod qemu;
 pub mod qmp;
 pub mod serial;
+pub mod virtual_disks;
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
