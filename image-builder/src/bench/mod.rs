@@ -4,6 +4,7 @@
 //! it into [`all`].
 
 mod boot;
+mod disk;
 mod ipc;
 pub mod result;
 
@@ -30,8 +31,8 @@ pub struct Benchmark {
 }
 
 /// All benchmarks.
-pub fn all() -> [Benchmark; 2] {
-    [ipc::BENCHMARK, boot::BENCHMARK]
+pub fn all() -> [Benchmark; 3] {
+    [ipc::BENCHMARK, boot::BENCHMARK, disk::BENCHMARK]
 }
 
 /// Runs a benchmark: prints a table and, if wanted, writes a file.

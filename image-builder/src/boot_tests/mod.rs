@@ -6,6 +6,7 @@
 //! and put it into the list. [`harness`] boots systems, ends them whatever happens, and keeps a log.
 
 mod damage;
+mod disk;
 mod echo;
 mod frames;
 pub mod harness;
@@ -42,7 +43,7 @@ pub struct BootTest {
 
 /// All tests.
 pub fn all() -> Vec<BootTest> {
-    [web::TESTS, echo::TESTS, frames::TESTS, hostile::TESTS, restart::TESTS, damage::TESTS].concat()
+    [web::TESTS, echo::TESTS, frames::TESTS, hostile::TESTS, restart::TESTS, damage::TESTS, disk::TESTS].concat()
 }
 
 /// How many tests passed and failed.

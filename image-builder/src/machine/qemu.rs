@@ -110,7 +110,9 @@ impl Disk {
     fn device(&self) -> String {
         let node = node(&self.name);
         let name = &self.name;
-        let mut device = format!("virtio-blk-pci,drive={node},id={name},serial={name},disable-legacy=on");
+        let mut device = format!(
+            "virtio-blk-pci,drive={node},id={name},serial={name},disable-legacy=on,werror=report,rerror=report"
+        );
         for property in &self.device {
             device += ",";
             device += property;

@@ -62,8 +62,10 @@ impl Qmp {
 
     /// Lets a disk move so many bytes a second; 0: as many as it can.
     pub fn throttle(&mut self, disk: &str, bytes_per_second: u64) -> Result<()> {
+        // The device that has the disk is a part of the PCI device of that name.
+        let id = format!("/machine/peripheral/{disk}/virtio-backend");
         let arguments = json!({
-            "id": disk, "bps": bytes_per_second, "bps_rd": 0, "bps_wr": 0, "iops": 0, "iops_rd": 0, "iops_wr": 0,
+            "id": id, "bps": bytes_per_second, "bps_rd": 0, "bps_wr": 0, "iops": 0, "iops_rd": 0, "iops_wr": 0,
         });
         self.execute("block_set_io_throttle", arguments).map(drop)
     }

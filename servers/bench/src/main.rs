@@ -1,10 +1,12 @@
-//! The program: `role = "client"` measures, `role = "peer"` answers it.
+//! The program: `role = "client"` measures the microkernel, `role = "peer"` answers it; `role = "disk"` measures a disk, and
+//! `role = "disk-check"` checks it.
 #![cfg_attr(target_os = "none", no_std)]
 #![cfg_attr(not(test), no_main)]
 
 extern crate alloc;
 
 mod client;
+mod disk;
 mod peer;
 
 use bench::role::Role;
@@ -16,6 +18,8 @@ fn main(startup: Startup) -> ! {
     match Role::from_option(startup.option("role")) {
         Ok(Role::Client) => client::run(&startup),
         Ok(Role::Peer) => peer::run(&startup),
+        Ok(Role::Disk) => disk::measure::run(&startup),
+        Ok(Role::DiskCheck) => disk::check::run(&startup),
         Err(reason) => panic!("{reason}"),
     }
 }

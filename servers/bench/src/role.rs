@@ -1,12 +1,16 @@
-//! Which of the two a program is.
+//! What a program is.
 
-/// A side of the measurement.
+/// A part in a measurement.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Role {
-    /// Measures.
+    /// Measures the microkernel.
     Client,
-    /// Answers.
+    /// Answers the client.
     Peer,
+    /// Measures the throughput of a disk.
+    Disk,
+    /// Writes and reads a disk and checks everything.
+    DiskCheck,
 }
 
 impl Role {
@@ -15,8 +19,10 @@ impl Role {
         match option {
             Some("client") => Ok(Role::Client),
             Some("peer") => Ok(Role::Peer),
-            Some(_) => Err("the option `role` is neither \"client\" nor \"peer\""),
-            None => Err("the option `role` is missing: \"client\" or \"peer\""),
+            Some("disk") => Ok(Role::Disk),
+            Some("disk-check") => Ok(Role::DiskCheck),
+            Some(_) => Err("the option `role` is none of \"client\", \"peer\", \"disk\" and \"disk-check\""),
+            None => Err("the option `role` is missing: \"client\", \"peer\", \"disk\" or \"disk-check\""),
         }
     }
 }
@@ -26,9 +32,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_two_roles() {
+    fn only_these_roles() {
         assert_eq!(Role::from_option(Some("client")), Ok(Role::Client));
         assert_eq!(Role::from_option(Some("peer")), Ok(Role::Peer));
+        assert_eq!(Role::from_option(Some("disk")), Ok(Role::Disk));
+        assert_eq!(Role::from_option(Some("disk-check")), Ok(Role::DiskCheck));
         assert!(Role::from_option(Some("Peer")).is_err() && Role::from_option(None).is_err());
     }
 }

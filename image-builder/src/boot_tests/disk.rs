@@ -1,0 +1,259 @@
+//! Disks: what is written is where it should be, whoever dies, fails or stalls.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use bench::pattern::{self, BLOCK, HOST};
+use miette::{IntoDiagnostic, Result, miette};
+use protocol::service::block_driver::Partition;
+
+use super::BootTest;
+use super::harness::Context;
+use crate::machine::disk::Image;
+use crate::machine::qemu::Machine;
+use crate::machine::qmp::Qmp;
+
+pub(super) const TESTS: &[BootTest] = &[
+    BootTest {
+        name: "disk",
+        about: "two disks are written, flushed, read and zeroed; the host finds everything where it should be, and nothing else",
+        limit: Duration::from_secs(120),
+        long: false,
+        run: disk,
+    },
+    BootTest {
+        name: "disk-kill",
+        about: "drivers and clients of disks are killed under load: every request is answered, everything is right",
+        limit: Duration::from_secs(120),
+        long: false,
+        run: kill,
+    },
+    BootTest {
+        name: "disk-errors",
+        about: "a disk fails some reads, writes and flushes: they are answered so, and everything else is right",
+        limit: Duration::from_secs(120),
+        long: false,
+        run: errors,
+    },
+    BootTest {
+        name: "disk-stall",
+        about: "a disk does not answer for a while: requests time out, the other disk goes on, and it works again afterwards",
+        limit: Duration::from_secs(120),
+        long: false,
+        run: stall,
+    },
+    BootTest {
+        name: "disk-damage",
+        about: "disks with damaged partition tables, without any, or missing: said so, and nothing is written",
+        limit: Duration::from_secs(120),
+        long: false,
+        run: damage,
+    },
+];
+
+const SYSTEM: &str = "disk";
+/// As in the system file: blocks of both areas, and those that the host writes.
+const AREA: u64 = 1024;
+const AREA1: u64 = 100;
+const HOST_BLOCKS: u64 = 64;
+/// Generations that the servers write.
+const GENERATIONS: u64 = 60;
+const DONE: &str = "all is checked";
+
+/// Writes the host's blocks to the end of the first disk's partition.
+fn prepare(machine: &mut Machine) -> Result<()> {
+    let image = first(machine)?;
+    let mut bytes = vec![0; HOST_BLOCKS as usize * BLOCK];
+    let first = blocks(&image, Partition::Scratch)? - HOST_BLOCKS;
+    pattern::fill(&mut bytes, first, HOST);
+    image.write(Partition::Scratch, first * BLOCK as u64, &bytes)
+}
+
+fn first(machine: &Machine) -> Result<Image> {
+    machine.disks.first().map(|disk| Image::at(&disk.image)).ok_or_else(|| miette!("the system has no disk"))
+}
+
+fn blocks(image: &Image, kind: Partition) -> Result<u64> {
+    let found = image.partitions()?.into_iter().find(|(other, ..)| *other == kind);
+    found.map(|(_, _, bytes)| bytes / BLOCK as u64).ok_or_else(|| miette!("there is no {} partition", kind.name()))
+}
+
+/// Fails unless a partition holds what `check` leaves: zeros, the last generation, and what was there before.
+fn contents(image: &Image, kind: Partition, area: u64, host: u64) -> Result<()> {
+    let all = blocks(image, kind)?;
+    let bytes = image.read(kind, 0, (all * BLOCK as u64) as usize)?;
+    let at = |block: u64| block as usize * BLOCK;
+    let place = image.path().display();
+    let is_zero = |from: u64, to: u64| bytes[at(from)..at(to)].iter().all(|byte| *byte == 0);
+    if !is_zero(0, area / 2) {
+        return Err(miette!("{place}: the zeroed blocks are not zeros"));
+    }
+    if let Some(wrong) = pattern::wrong(&bytes[at(area / 2)..at(area)], area / 2, GENERATIONS) {
+        return Err(miette!("{place}: block {wrong} is not of generation {GENERATIONS}"));
+    }
+    if !is_zero(area, all - host) {
+        return Err(miette!("{place}: blocks were written that nobody has asked for"));
+    }
+    if let Some(wrong) = pattern::wrong(&bytes[at(all - host)..], all - host, HOST) {
+        return Err(miette!("{place}: block {wrong} is not as the host wrote it"));
+    }
+    Ok(())
+}
+
+/// Waits until both servers have checked everything, and looks at the images. Returns the line with the first one's counts.
+fn finish(context: &mut Context<'_>) -> Result<String> {
+    context.line(0, &["check1: all is checked"])?;
+    context.line(0, &["check: all is checked"])?;
+    let counts = context.line(0, &[&format!("check: generation {GENERATIONS} is right")])?.text;
+    let (first, second) = (context.image("first"), context.image("second"));
+    contents(&first, Partition::Scratch, AREA, HOST_BLOCKS)?;
+    contents(&second, Partition::Vdisk, AREA1, 0)?;
+    let swap = first.read(Partition::Swap, 0, (blocks(&first, Partition::Swap)? * BLOCK as u64) as usize)?;
+    if swap.iter().any(|byte| *byte != 0) {
+        return Err(miette!("a partition was written that is nobody's"));
+    }
+    context.healthy()?;
+    Ok(counts)
+}
+
+/// The number before a word of a line.
+fn count(line: &str, word: &str) -> Option<u64> {
+    line.split_once(&format!(" {word}"))?.0.rsplit(' ').next()?.parse().ok()
+}
+
+fn disk(context: &mut Context<'_>) -> Result<()> {
+    let (system, built) = context.build(Some(SYSTEM))?;
+    context.boot_changed(&system, &built, prepare)?;
+    context.line(0, &["check: 64 blocks are as the host wrote them"])?;
+    context.line(0, &["disk1: no swap partition, which `lost` is to have"])?;
+    context.line(0, &["lost: the disk cannot be opened: the disk has no such partition"])?;
+    let counts = finish(context)?;
+    match (count(&counts, "failed"), count(&counts, "timed out")) {
+        (Some(0), Some(0)) => Ok(()),
+        _ => Err(miette!("requests failed without a reason: {counts}")),
+    }
+}
+
+fn kill(context: &mut Context<'_>) -> Result<()> {
+    let (system, built) = context.build(Some(SYSTEM))?;
+    context.boot_changed(&system, &built, prepare)?;
+    // With the platform server, what it knows of who has which disk is gone.
+    for victim in ["virtio-blk", "disk1", "virtio-blk", "check", "platform", "disk1", "check1", "virtio-blk"] {
+        let now = context.running()?.serial.position();
+        context.line(now, &["check: generation"])?;
+        let position = context.command(&format!("kill {victim}"))?;
+        context.line(position, &[&format!("init: server {victim} restarted (")])?;
+        if context.running()?.serial.since(0).iter().any(|line| line.text.contains(DONE)) {
+            return Err(miette!("the load was over before `{victim}` was killed: nothing was tested"));
+        }
+    }
+    let counts = finish(context)?;
+    context.line(0, &["check: the driver was restarted"])?;
+    context.line(0, &["check1: the driver was restarted"])?;
+    if count(&counts, "failed") == Some(0) { Ok(()) } else { Err(miette!("requests failed: {counts}")) }
+}
+
+/// Rules by which the first disk fails each of these once: event and block of the partition.
+fn faults(path: &Path, image: &Image, faults: &[(&str, u64)]) -> Result<()> {
+    let start = image.first_sector(Partition::Scratch)?;
+    let rule = |(event, block): &(&str, u64)| {
+        let sector = start + block * (BLOCK as u64 / 512);
+        format!("[inject-error]\nevent = \"{event}\"\nerrno = \"5\"\nonce = \"on\"\nsector = \"{sector}\"\n\n")
+    };
+    let flush = "[inject-error]\nevent = \"flush_to_disk\"\niotype = \"flush\"\nerrno = \"5\"\nonce = \"on\"\n";
+    let rules: String = faults.iter().map(rule).chain([flush.to_string()]).collect();
+    fs::write(path, rules).into_diagnostic()
+}
+
+fn errors(context: &mut Context<'_>) -> Result<()> {
+    let (system, built) = context.build(Some(SYSTEM))?;
+    let path = context.folder().join("faults");
+    let expected = [("write_aio", 0), ("write_aio", 500), ("read_aio", 77), ("read_aio", 600), ("write_aio", 1023)];
+    context.boot_changed(&system, &built, |machine| {
+        prepare(machine)?;
+        faults(&path, &first(machine)?, &expected)?;
+        machine.disks[0].faults = Some(path.clone());
+        Ok(())
+    })?;
+    let counts = finish(context)?;
+    let failed = count(&counts, "failed");
+    let wanted = expected.len() as u64 + 1;
+    // A request that fails takes with it those that QEMU has merged with it.
+    if failed.is_none_or(|failed| failed < wanted) {
+        return Err(miette!("at least {wanted} requests should have failed: {counts}"));
+    }
+    Ok(())
+}
+
+fn stall(context: &mut Context<'_>) -> Result<()> {
+    let (system, built) = context.build(Some(SYSTEM))?;
+    let socket = context.socket()?;
+    context.boot_changed(&system, &built, |machine| {
+        machine.qmp = Some(socket.clone());
+        prepare(machine)
+    })?;
+    let mut qmp = Qmp::connect(&socket)?;
+    context.line(0, &["check: generation 2 is right"])?;
+    qmp.throttle("first", 1)?;
+    let reset = context.line(0, &["virtio-blk:", "not answered within 2 s; the device was reset"])?;
+    // The other disk does not care.
+    context.line(0, &["check1: all is checked"])?;
+    if context.running()?.serial.since(0).iter().any(|line| line.text.contains("check: all is checked")) {
+        return Err(miette!("the disk was not stalled"));
+    }
+    qmp.throttle("first", 0)?;
+    let counts = finish(context)?;
+    if count(&counts, "timed out").is_none_or(|late| late == 0) {
+        return Err(miette!("after `{}`: {counts}", reset.text));
+    }
+    Ok(())
+}
+
+fn damage(context: &mut Context<'_>) -> Result<()> {
+    let (system, built) = context.build(Some(SYSTEM))?;
+    // The first table is damaged: the backup does.
+    context.boot_changed(&system, &built, |machine| {
+        prepare(machine)?;
+        change(&first(machine)?, |bytes| bytes[1024 + 32] ^= 1)
+    })?;
+    context.line(0, &["virtio-blk: the first partition table is damaged (the checksum of the entries is wrong)"])?;
+    context.line(0, &["check1: all is checked"])?;
+    context.line(0, &["check: all is checked"])?;
+    // The system has left the damage alone. The host's reader wants a whole table.
+    change(&context.image("first"), |bytes| bytes[1024 + 32] ^= 1)?;
+    finish(context)?;
+
+    // Both are; and the second disk is missing.
+    context.boot_changed(&system, &built, |machine| {
+        machine.disks.truncate(1);
+        change(&first(machine)?, |bytes| {
+            let last = bytes.len() - 512;
+            bytes[512] ^= 1;
+            bytes[last] ^= 1;
+        })
+    })?;
+    context.line(0, &["virtio-blk: no partition table (no GPT signature; backup: no GPT signature)"])?;
+    context.line(0, &["check: the disk cannot be opened: the disk has no such partition"])?;
+    context.line(0, &["disk1: no device:"])?;
+    context.line(0, &["check1: the disk cannot be opened: there is no disk"])?;
+    context.healthy()
+}
+
+/// Changes bytes of an image.
+fn change(image: &Image, change: impl FnOnce(&mut [u8])) -> Result<()> {
+    let mut bytes = fs::read(image.path()).into_diagnostic()?;
+    change(&mut bytes);
+    fs::write(image.path(), bytes).into_diagnostic()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_are_read() {
+        let line = "check: generation 12 is right: 5301 requests so far, 6 failed, 17 timed out";
+        assert_eq!((count(line, "failed"), count(line, "timed out"), count(line, "lost")), (Some(6), Some(17), None));
+    }
+}
