@@ -63,6 +63,10 @@ impl Contents {
             if let Some(reason) = self.guest_problem(&plan.vm.image, plan.vm.memory) {
                 let message = format!("the image `{}` of VM `{}` is refused: {reason}", plan.vm.image, plan.vm.name);
                 problems.push(system.source.problem(plan.at.clone(), message));
+            } else if let Some(at) = plan.disks_at.first().filter(|_| !self.has_disk_window(&plan.vm.image)) {
+                let message = format!("VM `{}` has disks, but its image `{}` uses none", plan.vm.name, plan.vm.image);
+                let problem = system.source.problem(at.clone(), message);
+                problems.push(problem.help("a guest asks for a disk window: `ilwaco::entry!(..., disk = BUFFERS)`"));
             }
         }
         problems.extend(self.memory_problem(system));
@@ -95,6 +99,11 @@ impl Contents {
     fn guest_problem(&self, image: &str, memory: u64) -> Option<String> {
         let Some(file) = self.file(image) else { return Some("it is missing".into()) };
         Image::guest(file, memory).err().map(|reason| reason.to_string())
+    }
+
+    fn has_disk_window(&self, image: &str) -> bool {
+        let image = self.file(image).and_then(|file| Image::guest(file, 0).ok());
+        image.and_then(|(image, _)| image.note).is_some_and(|note| note.disk_length > 0)
     }
 
     /// Now that the images' notes are known: does it all fit into the machine?

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueHint};
 
+use crate::system::types::Size;
 use crate::toolchain::Installing;
 use crate::toolchain::choose::Preference;
 
@@ -30,6 +31,8 @@ pub enum Command {
     Bench(Bench),
     /// Check a system file and say what the system is made of
     Check(Check),
+    /// List, make, delete, import or export virtual disks in the image of a disk
+    Disk(Disk),
     /// Say what this machine has, what was chosen and why
     Doctor(Tools),
     /// Check formatting, and run clippy with warnings as errors
@@ -141,6 +144,55 @@ pub struct Check {
     /// System file [default: system.toml at the top of the project]
     #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub system: Option<PathBuf>,
+}
+
+/// `disk`
+#[derive(Debug, Args)]
+pub struct Disk {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: DiskCommand,
+    /// Image of the disk [default: the one that `run` keeps for the system]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, conflicts_with = "system", global = true)]
+    pub image: Option<PathBuf>,
+    /// System file [default: system.toml at the top of the project]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, global = true)]
+    pub system: Option<PathBuf>,
+}
+
+/// What to do with virtual disks.
+#[derive(Debug, Subcommand)]
+pub enum DiskCommand {
+    /// List the virtual disks, and the room that is left
+    List,
+    /// Make a virtual disk that reads as zeros
+    Create {
+        /// Its name
+        name: String,
+        /// Its size: "16 MiB"
+        size: Size,
+    },
+    /// Delete a virtual disk
+    Delete {
+        /// Its name
+        name: String,
+    },
+    /// Make a virtual disk of a raw image, or of a folder: an archive of its files, as the web server reads it
+    Import {
+        /// Its name
+        name: String,
+        /// The file or folder
+        #[arg(value_hint = ValueHint::AnyPath)]
+        from: PathBuf,
+    },
+    /// Write a virtual disk to a new file, as a raw image
+    Export {
+        /// Its name
+        name: String,
+        /// The file
+        #[arg(value_hint = ValueHint::FilePath)]
+        to: PathBuf,
+    },
 }
 
 #[cfg(test)]

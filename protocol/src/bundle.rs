@@ -92,30 +92,60 @@ fn slice(bundle: &[u8], at: usize, length: usize) -> Result<&[u8], BundleError> 
     bundle.get(at..end).ok_or(BundleError::Truncated)
 }
 
+/// The header of a file, for those who read an archive piece by piece.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Header {
+    /// Bytes of the name, which follows the header, with the NULs behind it.
+    pub name_length: usize,
+    /// Bytes of the data.
+    pub length: usize,
+}
+
+impl Header {
+    /// From the [`HEADER`] bytes of a header.
+    pub fn read(header: &[u8]) -> Result<Header, BundleError> {
+        let header = slice(header, 0, HEADER)?;
+        if !header.starts_with(MAGIC) {
+            return Err(BundleError::BadMagic);
+        }
+        Ok(Header { name_length: number(&header[94..102])?, length: number(&header[54..62])? })
+    }
+
+    /// Where the data of a file begins whose header is at `at`.
+    pub const fn data(&self, at: usize) -> usize {
+        (at + HEADER + self.name_length).next_multiple_of(4)
+    }
+
+    /// Where the next header is.
+    pub const fn next(&self, at: usize) -> usize {
+        (self.data(at) + self.length).next_multiple_of(4)
+    }
+}
+
+/// The name in the bytes behind a header; `None` if it is that of the trailer.
+pub fn name(bytes: &[u8]) -> Result<Option<&str>, BundleError> {
+    // The name may be followed by any number of NULs that align the data.
+    let end = bytes.iter().position(|byte| *byte == 0).ok_or(BundleError::BadName)?;
+    let name = core::str::from_utf8(&bytes[..end]).map_err(|_| BundleError::BadName)?;
+    match name {
+        "" => Err(BundleError::BadName),
+        TRAILER => Ok(None),
+        name => Ok(Some(name)),
+    }
+}
+
 impl<'a> Files<'a> {
     fn read(&mut self, at: usize) -> Result<Option<File<'a>>, BundleError> {
         if at >= self.bundle.len() {
             return Err(BundleError::NoTrailer);
         }
-        let header = slice(self.bundle, at, HEADER)?;
-        if !header.starts_with(MAGIC) {
-            return Err(BundleError::BadMagic);
-        }
-        let length = number(&header[54..62])?;
-        let name_length = number(&header[94..102])?;
-        let name = slice(self.bundle, at + HEADER, name_length)?;
-        // The name may be followed by any number of NULs that align the data.
-        let end = name.iter().position(|byte| *byte == 0).ok_or(BundleError::BadName)?;
-        let name = core::str::from_utf8(&name[..end]).map_err(|_| BundleError::BadName)?;
-        if name.is_empty() {
-            return Err(BundleError::BadName);
-        }
-        if name == TRAILER {
+        let header = Header::read(slice(self.bundle, at, HEADER)?)?;
+        let Some(name) = name(slice(self.bundle, at + HEADER, header.name_length)?)? else {
             return Ok(None);
-        }
-        let offset = (at + HEADER + name_length).next_multiple_of(4);
-        let data = slice(self.bundle, offset, length)?;
-        self.at = Some((offset + length).next_multiple_of(4));
+        };
+        let offset = header.data(at);
+        let data = slice(self.bundle, offset, header.length)?;
+        self.at = Some(header.next(at));
         Ok(Some(File { name, offset, data }))
     }
 }

@@ -4,6 +4,7 @@ use crate::{
     files,
     page::{self, Facts},
     request::{Refusal, Request, has_tag},
+    site::{self, Site},
 };
 use alloc::{borrow::Cow, format, string::String};
 use core::fmt::Write;
@@ -14,9 +15,41 @@ pub struct Answer {
     /// Status line and headers, with the empty line.
     pub head: String,
     /// Body; empty if only the head was asked for.
-    pub body: Cow<'static, [u8]>,
+    pub body: Body,
     /// Whether the connection stays open.
     pub keep_alive: bool,
+}
+
+/// Where a body is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Body {
+    /// In memory.
+    Memory(Cow<'static, [u8]>),
+    /// On the site's disk.
+    Disk {
+        /// Offset of the first byte.
+        offset: u64,
+        /// Bytes.
+        length: u64,
+    },
+}
+
+impl Body {
+    /// None.
+    pub const EMPTY: Body = Body::Memory(Cow::Borrowed(&[]));
+
+    /// Bytes.
+    pub fn len(&self) -> u64 {
+        match self {
+            Body::Memory(bytes) => bytes.len() as u64,
+            Body::Disk { length, .. } => *length,
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
 }
 
 /// How long a client may keep what it got.
@@ -28,17 +61,23 @@ enum Cache {
     Tagged(&'static str),
 }
 
-/// Answers a request.
-pub fn answer(request: &Request, facts: &Facts) -> Answer {
-    let (kind, cache, body): (_, _, Cow<'static, [u8]>) = match request.path {
-        "/" => ("text/html; charset=utf-8", Cache::No, Cow::Owned(page::front(facts).into_bytes())),
-        "/status.json" => ("application/json", Cache::No, Cow::Owned(page::status(facts).into_bytes())),
-        path => match files::find(path) {
-            Some(file) => (file.content_type, Cache::Tagged(file.tag), Cow::Borrowed(file.bytes)),
+/// Answers a request: with a file of the site, if there is one of this path, else with what is built in.
+pub fn answer(request: &Request, facts: &Facts, site: &Site) -> Answer {
+    let on_disk = site.find(request.path);
+    let owned = |text: String| Body::Memory(Cow::Owned(text.into_bytes()));
+    let (kind, cache, body): (_, _, Body) = match (request.path, on_disk) {
+        (_, Some(file)) => {
+            let body = Body::Disk { offset: file.offset, length: file.length };
+            (site::content_type(file.path()), Cache::No, body)
+        }
+        ("/", None) => ("text/html; charset=utf-8", Cache::No, owned(page::front(facts))),
+        ("/status.json", None) => ("application/json", Cache::No, owned(page::status(facts))),
+        (path, None) => match files::find(path) {
+            Some(file) => (file.content_type, Cache::Tagged(file.tag), Body::Memory(Cow::Borrowed(file.bytes))),
             None => {
                 let mut answer = refuse(Refusal::NotFound, request.keep_alive);
                 if request.head_only {
-                    answer.body = Cow::Borrowed(&[]);
+                    answer.body = Body::EMPTY;
                 }
                 return answer;
             }
@@ -57,7 +96,7 @@ pub fn answer(request: &Request, facts: &Facts) -> Answer {
         push(&mut head, format_args!("Content-Type: {kind}\r\nContent-Length: {}\r\n", body.len()));
     }
     head.push_str("\r\n");
-    let body = if unchanged || request.head_only { Cow::Borrowed(&[][..]) } else { body };
+    let body = if unchanged || request.head_only { Body::EMPTY } else { body };
     Answer { head, body, keep_alive: request.keep_alive }
 }
 
@@ -70,7 +109,7 @@ pub fn refuse(refusal: Refusal, keep_alive: bool) -> Answer {
         head.push_str("Allow: GET, HEAD\r\n");
     }
     push(&mut head, format_args!("Content-Type: text/plain; charset=utf-8\r\nContent-Length: {}\r\n\r\n", body.len()));
-    Answer { head, body: Cow::Owned(body.into_bytes()), keep_alive }
+    Answer { head, body: Body::Memory(Cow::Owned(body.into_bytes())), keep_alive }
 }
 
 fn start((code, reason): (u16, &str), keep_alive: bool) -> String {
@@ -103,7 +142,7 @@ mod tests {
             rest.lines().find_map(|line| line.strip_prefix("Content-Length: ")).map(|n| n.parse::<usize>().unwrap());
         assert_eq!(length.is_none(), code == 304);
         if !head_only {
-            assert_eq!(length.unwrap_or(0), answer.body.len());
+            assert_eq!(length.unwrap_or(0) as u64, answer.body.len());
         } else {
             assert!(answer.body.is_empty());
         }
@@ -115,24 +154,31 @@ mod tests {
     fn files_pages_and_strangers() {
         let facts = Facts::example();
         for path in ["/", "/status.json", "/style.css", "/objects/2258", "/objects/100000"] {
-            assert_eq!(check(&answer(&get(path), &facts), false), 200, "{path}");
-            let head = answer(&Request { head_only: true, ..get(path) }, &facts);
+            assert_eq!(check(&answer(&get(path), &facts, &Site::default()), false), 200, "{path}");
+            let head = answer(&Request { head_only: true, ..get(path) }, &facts, &Site::default());
             assert_eq!(check(&head, true), 200, "{path}");
         }
-        assert_eq!(check(&answer(&get("/../etc/passwd"), &facts), false), 404);
-        assert_eq!(check(&answer(&Request { head_only: true, ..get("/nothing") }, &facts), true), 404);
+        assert_eq!(check(&answer(&get("/../etc/passwd"), &facts, &Site::default()), false), 404);
+        assert_eq!(
+            check(&answer(&Request { head_only: true, ..get("/nothing") }, &facts, &Site::default()), true),
+            404
+        );
     }
 
     #[test]
     fn a_client_that_has_it_gets_nothing() {
         let facts = Facts::example();
-        let first = answer(&get("/style.css"), &facts);
+        let first = answer(&get("/style.css"), &facts, &Site::default());
         let tag = first.head.lines().find_map(|line| line.strip_prefix("ETag: ")).unwrap();
-        let again = answer(&Request { if_none_match: Some(tag.as_bytes()), ..get("/style.css") }, &facts);
+        let again =
+            answer(&Request { if_none_match: Some(tag.as_bytes()), ..get("/style.css") }, &facts, &Site::default());
         assert_eq!(check(&again, false), 304);
-        let other = answer(&Request { if_none_match: Some(b"\"x\""), ..get("/style.css") }, &facts);
+        let other = answer(&Request { if_none_match: Some(b"\"x\""), ..get("/style.css") }, &facts, &Site::default());
         assert_eq!(check(&other, false), 200);
-        assert_eq!(check(&answer(&Request { if_none_match: Some(b"*"), ..get("/") }, &facts), false), 200);
+        assert_eq!(
+            check(&answer(&Request { if_none_match: Some(b"*"), ..get("/") }, &facts, &Site::default()), false),
+            200
+        );
     }
 
     #[test]

@@ -2,15 +2,22 @@
 
 extern crate alloc;
 
-use alloc::{boxed::Box, format, string::ToString};
+use alloc::{
+    boxed::Box,
+    format,
+    string::{String, ToString},
+    vec,
+};
 use core::cell::Cell;
 use httpd::{
-    answer::{self, Answer},
+    answer::{self, Answer, Body},
     page::Facts,
     request::{self, HEAD_MAX, Outcome, Refusal},
+    site::{LOOK, Scanner, Site},
 };
 use ilwaco::{
     Spawner, clock,
+    disk::{self, BLOCK, Disk},
     embassy_net::{
         Stack,
         tcp::{Error, TcpSocket},
@@ -20,15 +27,19 @@ use ilwaco::{
 };
 use static_cell::ConstStaticCell;
 
-ilwaco::entry!(main, memory = 1024 * 1024, nic = 47, console);
+ilwaco::entry!(main, memory = 1024 * 1024, nic = 47, disk = 24, console);
 
 const PORT: u16 = 80;
 /// Connections at a time. Each has a socket waiting, because a connection request that meets none is refused.
 const CONNECTIONS: usize = 24;
 /// A request must be there this long after the connection was made or the last answer was sent.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
-/// An answer must be taken in this time: 100,000 bytes at 20 kbit/s.
+/// An answer must be taken in this time: 100,000 bytes at 20 kbit/s. For files on a disk it begins anew with each piece.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(40);
+/// Bytes of a file on a disk that are read at a time.
+const PIECE: usize = 4 * BLOCK;
+/// The argument that makes the server serve the site on its first disk.
+const FROM_DISK: &str = "disk";
 /// A client from which nothing comes for this long, not even an acknowledgement, is gone.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(20);
 /// The end of a connection is waited for this long.
@@ -48,14 +59,31 @@ static MEMORY: ConstStaticCell<[Memory; CONNECTIONS]> = ConstStaticCell::new(
 /// What the connections share.
 struct Server {
     stack: Stack<'static>,
+    /// The files on the disk; none if it serves none.
+    site: Site,
+    disk: Option<Disk>,
     requests: Cell<u64>,
     connections: Cell<u64>,
 }
 
 async fn main(spawner: Spawner) {
     let stack = ilwaco::net::start::<CONNECTIONS>(spawner);
-    let server: &'static Server =
-        Box::leak(Box::new(Server { stack, requests: Cell::new(0), connections: Cell::new(0) }));
+    let disk = disk::open(0).filter(|_| vm::arguments().split_whitespace().any(|word| word == FROM_DISK));
+    let site = match disk {
+        Some(disk) => match read_site(&disk).await {
+            Ok(site) => {
+                println!("{} files on disk 0", site.len());
+                site
+            }
+            Err(reason) => {
+                println!("disk 0 is not served: {reason}");
+                Site::default()
+            }
+        },
+        None => Site::default(),
+    };
+    let (requests, connections) = (Cell::new(0), Cell::new(0));
+    let server: &'static Server = Box::leak(Box::new(Server { stack, site, disk, requests, connections }));
     match vm::network() {
         Some(network) => println!("serving http://{}:{PORT}/", network.address),
         None => println!("this VM has no address: nobody can reach it"),
@@ -102,7 +130,7 @@ impl Server {
                     }
                     continue;
                 }
-                Outcome::Request(request, used) => (answer::answer(&request, &self.facts()), used),
+                Outcome::Request(request, used) => (answer::answer(&request, &self.facts(), &self.site), used),
                 Outcome::Refused(refusal, used, keep_alive) => (answer::refuse(refusal, keep_alive), used),
                 Outcome::Broken(refusal) => (answer::refuse(refusal, false), filled),
             };
@@ -121,13 +149,41 @@ impl Server {
     async fn send(&self, socket: &mut TcpSocket<'_>, answer: Answer) -> Result<(), Error> {
         let write = async {
             write_all(socket, answer.head.as_bytes()).await?;
-            write_all(socket, &answer.body).await
+            match &answer.body {
+                Body::Memory(bytes) => write_all(socket, bytes).await,
+                Body::Disk { .. } => Ok(()),
+            }
         };
         with_timeout(ANSWER_TIMEOUT, write).await.unwrap_or(Err(Error::ConnectionReset))?;
+        if let Body::Disk { offset, length } = answer.body {
+            self.send_file(socket, offset, length).await?;
+        }
         let requests = self.requests.get() + 1;
         self.requests.set(requests);
         if requests == 1 {
             println!("first HTTP reply {} us after kernel entry", clock::now() / 1000);
+        }
+        Ok(())
+    }
+
+    /// Sends a file from the disk, piece by piece. If the disk fails in the middle the connection is all that can be ended.
+    async fn send_file(&self, socket: &mut TcpSocket<'_>, offset: u64, length: u64) -> Result<(), Error> {
+        let Some(disk) = self.disk else { return Err(Error::ConnectionReset) };
+        let mut piece = vec![0; PIECE];
+        let (mut at, end) = (offset, offset + length);
+        while at < end {
+            let block = at / BLOCK as u64;
+            let start = (at % BLOCK as u64) as usize;
+            let blocks = (disk.blocks() - block).min((PIECE / BLOCK) as u64) as usize;
+            let piece = &mut piece[..blocks * BLOCK];
+            if let Err(reason) = disk.read(block, piece).await {
+                println!("disk 0: block {block}: {reason}");
+                return Err(Error::ConnectionReset);
+            }
+            let stop = piece.len().min(start + (end - at) as usize);
+            let write = write_all(socket, &piece[start..stop]);
+            with_timeout(ANSWER_TIMEOUT, write).await.unwrap_or(Err(Error::ConnectionReset))?;
+            at += (stop - start) as u64;
         }
         Ok(())
     }
@@ -152,6 +208,23 @@ impl Server {
             packets_dropped: figures.packets_dropped,
             connections: self.connections.get(),
             requests: self.requests.get() + 1,
+        }
+    }
+}
+
+/// Reads the index of the archive on a disk.
+async fn read_site(disk: &Disk) -> Result<Site, String> {
+    let mut scanner = Scanner::new(disk.blocks() * BLOCK as u64);
+    // A page more, because a header begins anywhere in a block.
+    let mut look = vec![0; LOOK + BLOCK];
+    loop {
+        let block = scanner.position() / BLOCK as u64;
+        let start = (scanner.position() % BLOCK as u64) as usize;
+        let blocks = (disk.blocks() - block).min((look.len() / BLOCK) as u64) as usize;
+        let bytes = &mut look[..blocks * BLOCK];
+        disk.read(block, bytes).await.map_err(|error| error.to_string())?;
+        if !scanner.step(&bytes[start..]).map_err(|reason| reason.to_string())? {
+            return Ok(scanner.finish());
         }
     }
 }

@@ -8,3 +8,4 @@ pub mod answer;
 pub mod files;
 pub mod page;
 pub mod request;
+pub mod site;

@@ -12,6 +12,7 @@
 //! | console | [`print!`], [`println!`], [`console`] |
 //! | TCP, UDP, ping, DNS, DHCP | [`net`], `embassy-net` |
 //! | packets without a network stack | [`nic`] |
+//! | disks | [`disk`] |
 //! | random numbers | [`random`] |
 //! | what the VM is: name, addresses, memory, arguments, figures | [`vm`] |
 //! | virtual interrupts: polled, or delivered to a handler | [`lines`], [`interrupt`] |
@@ -26,23 +27,26 @@
 //! }
 //! ```
 //!
-//! The bookkeeping ([`packets`], [`text`]) is plain code that is tested on the host; everything else
+//! The bookkeeping ([`packets`], [`blocks`], [`text`]) is plain code that is tested on the host; everything else
 //! exists on the machine's target only.
 #![cfg_attr(not(test), no_std)]
 
+pub mod blocks;
+mod disk_window;
 pub mod packets;
 pub mod text;
 mod window;
 
+pub use disk_window::DiskWindow;
 pub use window::Window;
 
-#[cfg(target_os = "none")]
 extern crate alloc;
 
 #[cfg(target_os = "none")]
 mod machine {
     pub mod clock;
     pub mod console;
+    pub mod disk;
     pub mod doorbell;
     pub mod entry;
     pub mod executor;
@@ -62,7 +66,7 @@ mod machine {
 
 #[cfg(target_os = "none")]
 pub use machine::{
-    clock, console,
+    clock, console, disk,
     entry::{Image, StaticNote, start},
     executor::task,
     interrupt, lines, nic,

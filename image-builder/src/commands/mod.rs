@@ -3,6 +3,7 @@
 mod bench;
 mod build;
 mod check;
+mod disk;
 mod doctor;
 mod lint;
 mod run;
@@ -35,6 +36,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Test(options) => test::run(&options),
         Command::Bench(options) => bench::run(&options),
         Command::Check(options) => check::run(&options),
+        Command::Disk(options) => disk::run(&options),
         Command::Doctor(tools) => doctor::run(tools),
         Command::Lint(tools) => lint::run(tools),
     }

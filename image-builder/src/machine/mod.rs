@@ -5,9 +5,11 @@
 //! * [`http`]: asking its VMs for pages.
 //! * [`disk`]: images of its disks.
 //! * [`power`]: what its disks hold after a power cut.
+//! * [`virtual_disks`], [`archive`]: what is in their partition for virtual disks.
 //! * [`qmp`]: its control socket.
 //! * [`ports`]: which ports of the host lead to which VM.
 
+pub mod archive;
 pub mod disk;
 pub mod http;
 pub mod ports;
@@ -15,6 +17,7 @@ pub mod power;
 pub mod qemu;
 pub mod qmp;
 pub mod serial;
+pub mod virtual_disks;
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};

@@ -208,6 +208,19 @@ pub struct DiskTable {
     pub scratch: Option<Spanned<Size>>,
 }
 
+/// An entry of `disks` of a `[[vm]]`
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct VmDiskTable {
+    /// Name of the virtual disk; `{vm}` in it stands for the VM's name.
+    pub name: Spanned<String>,
+    /// Size to make it with if there is none of this name; without it the VM is refused then.
+    pub size: Option<Spanned<Size>>,
+    /// Without the right to write: any number of VMs may have it so.
+    #[serde(default)]
+    pub read_only: bool,
+}
+
 /// `[[vm]]`
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -228,6 +241,9 @@ pub struct VmTable {
     pub mac: Option<Spanned<Mac>>,
     /// Arguments.
     pub arguments: Option<Spanned<String>>,
+    /// Its virtual disks, numbered from 0 in this order.
+    #[serde(default)]
+    pub disks: Vec<Spanned<VmDiskTable>>,
     /// TCP port on which it serves HTTP.
     pub http: Option<Spanned<u16>>,
     /// Other TCP ports that `cargo denali run` makes reachable.

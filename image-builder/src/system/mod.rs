@@ -3,7 +3,7 @@
 //! * [`file`](mod@file): the keys of a system file.
 //! * [`types`]: sizes, addresses and other values.
 //! * [`servers`], [`owners`], [`graph`]: the rules for servers.
-//! * [`vms`], [`network`]: the rules for VMs.
+//! * [`vms`], [`vm_disks`], [`network`]: the rules for VMs.
 //! * [`disks`]: the rules for disks.
 //! * [`programs`]: what the bundle will hold.
 //! * [`report`]: a readable account of a whole system.
@@ -21,6 +21,7 @@ pub mod programs;
 pub mod report;
 pub mod servers;
 pub mod types;
+pub mod vm_disks;
 pub mod vms;
 
 use std::collections::BTreeSet;
@@ -98,6 +99,7 @@ impl System {
         problems.extend(wrong);
         let (vms, wrong) = vms::vms(&file.vm, network, &mut programs, &source);
         problems.extend(wrong);
+        problems.extend(vm_disks::all_problems(&file.vm, &vms, &file.server, &source));
         let (disks, wrong) = disks::disks(&file.disk, &source);
         problems.extend(wrong);
         if let Some(name) = &file.name {

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 
+use protocol::disk::BLOCK;
 use protocol::manifest::{Channel, Resource, Restart, Server};
 
 use super::System;
@@ -130,6 +131,15 @@ fn vm_lines(out: &mut String, system: &System) {
             let _ = write!(out, "  {}: image {}, {memory}, {} {}", vm.name, vm.image, plan.address(), Mac(vm.mac));
             for service in &plan.services {
                 let _ = write!(out, ", {} on port {}", if service.http { "HTTP" } else { "TCP" }, service.port);
+            }
+            for disk in &vm.disks {
+                let _ = write!(out, ", disk {}", disk.name);
+                if disk.blocks > 0 {
+                    let _ = write!(out, " of {}", Size(disk.blocks.saturating_mul(BLOCK as u64)));
+                }
+                if disk.read_only {
+                    let _ = write!(out, " (read-only)");
+                }
             }
             let _ = match vm.arguments.as_str() {
                 "" => writeln!(out),

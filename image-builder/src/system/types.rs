@@ -37,6 +37,14 @@ impl TryFrom<SizeText> for Size {
     }
 }
 
+impl FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Size, String> {
+        Size::try_from(SizeText::Text(text.into()))
+    }
+}
+
 fn parse_size(text: &str) -> Result<u64, String> {
     let unit_start = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(unit_start);

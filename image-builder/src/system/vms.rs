@@ -15,6 +15,7 @@ use super::network::{Addresses, Network};
 use super::problem::{Problem, Source};
 use super::programs::{Programs, Role};
 use super::types::Size;
+use super::vm_disks;
 
 /// Most VMs started at boot.
 const COUNT_MAX: u32 = 100_000;
@@ -28,6 +29,8 @@ pub struct VmPlan {
     pub services: Vec<Service>,
     /// Where the system file speaks of its memory, or names its image.
     pub at: Range<usize>,
+    /// Where it names its disks.
+    pub disks_at: Vec<Range<usize>>,
 }
 
 impl VmPlan {
@@ -146,6 +149,7 @@ fn table_problems(table: &VmTable, source: &Source) -> Vec<Problem> {
             problems.push(source.problem(arguments.span(), message));
         }
     }
+    problems.extend(vm_disks::table_problems(table, &names(table), source));
     let count = count.max(table.for_each.as_ref().map_or(0, |entries| entries.get_ref().len() as u32));
     if let Some(mac) = table.mac.as_ref().filter(|_| count > 1) {
         let problem = source.problem(mac.span(), format!("{count} VMs cannot have the same MAC address"));
@@ -191,6 +195,7 @@ fn plan(table: &VmTable, index: usize, name: String, image: String, address: Ipv
         (None, Some(image)) => image.span(),
         (None, None) => table.name.span(),
     };
+    let disks = vm_disks::disks(table, &name);
     VmPlan {
         vm: Vm {
             name,
@@ -199,9 +204,10 @@ fn plan(table: &VmTable, index: usize, name: String, image: String, address: Ipv
             mac,
             address: address.octets(),
             arguments: arguments.map_or_else(String::new, |text| text.get_ref().clone()),
-            disks: Vec::new(),
+            disks,
         },
         services: http.chain(tcp).collect(),
         at,
+        disks_at: table.disks.iter().map(Spanned::span).collect(),
     }
 }

@@ -76,6 +76,11 @@ pub struct VmRef {
     pub generation: u16,
 }
 
+impl VmRef {
+    /// Where a VM is of which it is not known where it is: nowhere, until the pager is asked.
+    pub const NOWHERE: VmRef = VmRef { frame: u32::MAX, generation: 0 };
+}
+
 #[cfg(test)]
 mod tests {
     extern crate std;

@@ -36,7 +36,7 @@ pub enum Request {
 pub enum Response {
     /// Done.
     Done,
-    /// Counters of a port.
+    /// Counters of a port; they wrap at 2^32.
     Statistics {
         /// Packets from the VM.
         sent: u64,
@@ -53,6 +53,8 @@ pub enum Response {
     Clash,
     /// No room for another port.
     Full,
+    /// The window is none that a VM can have.
+    BadWindow,
 }
 
 impl Service for Switch {

@@ -7,7 +7,7 @@ use server_runtime::{
     protocol::{
         abi::{Error, Lend},
         registers::RegisterPage,
-        service::{console, pager, platform, switch},
+        service::{console, pager, platform, switch, vdisk},
     },
 };
 
@@ -17,6 +17,7 @@ pub struct Calls {
     pager_line: u8,
     switch: Option<Client<switch::Switch>>,
     console: Option<Client<console::Console>>,
+    vdisk: Option<Client<vdisk::Vdisk>>,
     platform: Option<Client<platform::Platform>>,
     /// Where the bundle is mapped.
     bundle: u64,
@@ -32,6 +33,7 @@ impl Calls {
             pager_line: pager.line,
             switch: slot("vswitch").map(Client::new),
             console: slot("console").map(Client::new),
+            vdisk: slot("vdisk").map(Client::new),
             platform: slot("platform").map(Client::new),
             bundle,
         })
@@ -72,6 +74,10 @@ impl Peers for Calls {
 
     fn console(&mut self, request: &console::Request) -> Result<console::Response, CallError> {
         self.console.as_mut().map_or(Err(CallError::Kernel(Error::NoCapability)), |client| client.call(request))
+    }
+
+    fn vdisk(&mut self, request: &vdisk::Request) -> Result<vdisk::Response, CallError> {
+        self.vdisk.as_mut().map_or(Err(CallError::Kernel(Error::NoCapability)), |client| client.call(request))
     }
 
     fn now(&mut self) -> u64 {

@@ -39,8 +39,6 @@ pub enum Refused {
     Image(ImageError),
     /// The image has more data than can be lent.
     TooLarge,
-    /// The image wants a disk.
-    Disk,
 }
 
 impl fmt::Display for Refused {
@@ -50,7 +48,6 @@ impl fmt::Display for Refused {
             Refused::Bundle(error) => error.fmt(f),
             Refused::Image(error) => error.fmt(f),
             Refused::TooLarge => write!(f, "the image has more than {} KiB of data", Lend::MAX_PAGES * PAGE / 1024),
-            Refused::Disk => f.write_str("the image wants a disk, and there is no disk server in this system"),
         }
     }
 }
@@ -63,9 +60,6 @@ impl Guest {
         let file = bundle::find(bundle, name).map_err(Refused::Bundle)?.ok_or(Refused::Missing)?;
         let (image, memory) = Image::guest(file.data, memory).map_err(Refused::Image)?;
         let note = image.note.ok_or(Refused::Image(ImageError::NoNote))?;
-        if note.disk_length > 0 {
-            return Err(Refused::Disk);
-        }
         // The check has seen to it that no sum here is beyond the file, and the file is within the bundle.
         let base = file.offset as u64;
         let with_data = || image.segments.iter().filter(|segment| segment.data_length > 0);
@@ -99,6 +93,11 @@ impl Guest {
     /// The NIC window, if the guest has a NIC.
     pub fn nic(&self) -> Option<(u64, u64)> {
         Some(self.windows[0]).filter(|(_, length)| *length > 0)
+    }
+
+    /// The disk window, if the guest uses disks.
+    pub fn disk(&self) -> Option<(u64, u64)> {
+        Some(self.windows[1]).filter(|(_, length)| *length > 0)
     }
 
     /// Address of the console page, if the guest has a console.

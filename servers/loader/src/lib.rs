@@ -5,6 +5,7 @@
 //! * [`registers`]: the virtual register page of a new VM.
 //! * [`text`]: why a VM stopped, in words.
 //! * [`table`]: the VMs of the manifest and where each stands.
+//! * [`disks`]: their virtual disks.
 //! * [`loader`]: all of it together, on the calls of other servers that [`peers`] names.
 #![no_std]
 #![forbid(unsafe_code)]
@@ -13,6 +14,7 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod disks;
 pub mod guest;
 pub mod loader;
 pub mod peers;

@@ -1,6 +1,7 @@
 //! The loader itself: VMs created, watched, and ended.
 
 use crate::{
+    disks,
     guest::Guest,
     peers::{Lent, Peers},
     registers::{self, Machine, Own},
@@ -18,7 +19,7 @@ use entropy::Random;
 use protocol::{
     abi::Error,
     layout::PAGE,
-    manifest::Manifest,
+    manifest::{Manifest, Vm},
     service::{
         VmNumber, VmRef, console,
         loader::{Request, Response, VmInfo},
@@ -37,7 +38,7 @@ const ENTRY_BYTES: usize = 64;
 /// Where a VM is that is not in memory. Servers find it `Gone` there, as nothing ever is in that frame, and ask the pager.
 const NOWHERE: VmRef = VmRef { frame: u32::MAX, generation: 0 };
 /// A server that the system has not, or that was never started.
-const NO_SUCH_SERVER: CallError = CallError::Kernel(Error::NoCapability);
+pub(crate) const NO_SUCH_SERVER: CallError = CallError::Kernel(Error::NoCapability);
 /// Times that a call is tried anew after the called server was restarted in the middle of it.
 const ATTEMPTS: usize = 3;
 
@@ -141,9 +142,13 @@ impl<'a> Loader<'a> {
     fn try_start(&mut self, peers: &mut impl Peers, index: usize) -> Result<(), String> {
         let vm = self.manifest.vms.get(index).cloned().ok_or("no such VM")?;
         let guest = Guest::find(self.bundle, &vm.image, vm.memory).map_err(|reason| reason.to_string())?;
+        if guest.disk().is_none() && !vm.disks.is_empty() {
+            return Err(format!("it has virtual disks, but its image `{}` uses none", vm.image));
+        }
+        let disks = disks::registers(peers, &vm)?;
         let number = self.table.number(index);
         let seed = self.random.seed();
-        let own = Own { number, memory: guest.memory, created: peers.now(), seed };
+        let own = Own { number, memory: guest.memory, created: peers.now(), seed, disks };
         let page = registers::build(&self.machine, &vm, &own).map_err(|_| "its name or its arguments are too long")?;
         let mut image = self.image(peers, &vm.image, &guest)?;
         let mut forgotten = false;
@@ -206,12 +211,19 @@ impl<'a> Loader<'a> {
         }
     }
 
-    /// Gives a VM its port at the switch and its console. A server that is gone is no reason to refuse the VM: it is
-    /// attached when the server is back.
+    /// Gives a VM its disks, its port at the switch and its console. A switch or console that is gone is no reason to refuse the VM: it is
+    /// attached when the server is back. Without its disks a VM is not started.
     fn attach(&self, peers: &mut impl Peers, index: usize) -> Result<(), String> {
         let (Some(vm), Some(running)) = (self.manifest.vms.get(index), self.table.running(index)) else {
             return Ok(());
         };
+        disks::attach(peers, vm, running)?;
+        self.attach_nic(peers, vm, running)?;
+        self.attach_console(peers, &vm.name, running);
+        Ok(())
+    }
+
+    fn attach_nic(&self, peers: &mut impl Peers, vm: &Vm, running: &Running) -> Result<(), String> {
         if let Some((queue, length)) = running.guest.nic() {
             let request = switch::Request::Attach {
                 vm: running.vm,
@@ -231,7 +243,6 @@ impl<'a> Loader<'a> {
                 other => peers.log(format_args!("vm {} has no network now: {}", vm.name, unexpected(other))),
             }
         }
-        self.attach_console(peers, &vm.name, running);
         Ok(())
     }
 
@@ -246,7 +257,7 @@ impl<'a> Loader<'a> {
         }
     }
 
-    /// After a restart of the switch, the console or the loader: a VM gets back what it has lost.
+    /// After a restart of the switch, the console, the server of virtual disks or the loader: a VM gets back what it has lost.
     fn attach_again(&self, peers: &mut impl Peers, index: usize) {
         let (Some(vm), Some(running)) = (self.manifest.vms.get(index), self.table.running(index)) else { return };
         let lost = running.guest.nic().is_some()
@@ -254,14 +265,16 @@ impl<'a> Loader<'a> {
                 again(|| peers.switch(&switch::Request::Statistics(running.vm))),
                 Ok(switch::Response::Statistics { .. }) | Err(NO_SUCH_SERVER)
             );
-        if lost {
-            if let Err(reason) = self.attach(peers, index) {
-                peers.log(format_args!("vm {} has no network now: {reason}", vm.name));
-            }
-        } else {
-            // The console takes it in the place of the one before.
-            self.attach_console(peers, &vm.name, running);
+        if lost && let Err(reason) = self.attach_nic(peers, vm, running) {
+            peers.log(format_args!("vm {} has no network now: {reason}", vm.name));
         }
+        if disks::are_lost(peers, vm, running)
+            && let Err(reason) = disks::attach(peers, vm, running)
+        {
+            peers.log(format_args!("vm {} has no disks now: {reason}", vm.name));
+        }
+        // The console takes it in the place of the one before.
+        self.attach_console(peers, &vm.name, running);
     }
 
     /// A server was restarted: all VMs get back what they have lost there.
@@ -271,8 +284,9 @@ impl<'a> Loader<'a> {
         }
     }
 
-    /// Takes back a VM's port and console, and its memory. Servers that are gone have forgotten it anyway.
+    /// Takes back a VM's disks, port and console, and its memory. Servers that are gone have forgotten it anyway.
     fn end(peers: &mut impl Peers, running: &Running) {
+        disks::detach(peers, running);
         if running.guest.nic().is_some() {
             let _ = again(|| peers.switch(&switch::Request::Detach(running.vm)));
         }
@@ -400,7 +414,7 @@ impl<'a> Loader<'a> {
 }
 
 /// Calls again if the called server was restarted in the middle of it.
-fn again<T>(mut call: impl FnMut() -> Result<T, CallError>) -> Result<T, CallError> {
+pub(crate) fn again<T>(mut call: impl FnMut() -> Result<T, CallError>) -> Result<T, CallError> {
     let mut result = call();
     for _ in 1..ATTEMPTS {
         if !matches!(result, Err(CallError::Restarted)) {
@@ -412,7 +426,7 @@ fn again<T>(mut call: impl FnMut() -> Result<T, CallError>) -> Result<T, CallErr
 }
 
 /// An answer that does not fit, in words.
-fn unexpected<T: core::fmt::Debug>(answer: Result<T, CallError>) -> String {
+pub(crate) fn unexpected<T: core::fmt::Debug>(answer: Result<T, CallError>) -> String {
     match answer {
         Ok(response) => format!("it answered {response:?}"),
         Err(error) => error.to_string(),

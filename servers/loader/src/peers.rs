@@ -3,7 +3,7 @@
 use core::fmt;
 use protocol::{
     registers::RegisterPage,
-    service::{console, pager, switch},
+    service::{console, pager, switch, vdisk},
 };
 use server_runtime::CallError;
 
@@ -31,6 +31,8 @@ pub trait Peers {
     fn switch(&mut self, request: &switch::Request) -> Result<switch::Response, CallError>;
     /// Calls the console.
     fn console(&mut self, request: &console::Request) -> Result<console::Response, CallError>;
+    /// Calls the server of virtual disks.
+    fn vdisk(&mut self, request: &vdisk::Request) -> Result<vdisk::Response, CallError>;
     /// Nanoseconds since kernel entry.
     fn now(&mut self) -> u64;
     /// A line for the operator.

@@ -3,8 +3,9 @@
 use alloc::boxed::Box;
 use protocol::{
     ARCHITECTURE_VERSION,
+    disk::DISKS,
     manifest::{Network, Vm},
-    registers::{ARGUMENTS, NAME, RegisterPage},
+    registers::{ARGUMENTS, DiskRegister, NAME, RegisterPage},
 };
 
 /// What all VMs of a boot have in common.
@@ -31,6 +32,8 @@ pub struct Own {
     pub created: u64,
     /// Random bytes.
     pub seed: [u8; 32],
+    /// Its disks.
+    pub disks: [DiskRegister; DISKS],
 }
 
 /// Name or arguments do not fit into the page.
@@ -48,6 +51,7 @@ pub fn build(machine: &Machine, vm: &Vm, own: &Own) -> Result<Box<RegisterPage>,
     page.wall_clock = machine.wall_clock;
     page.created = own.created;
     page.seed = own.seed;
+    page.disks = own.disks;
     page.mac = vm.mac;
     if vm.address != [0; 4] {
         page.prefix = machine.network.prefix;
@@ -93,7 +97,8 @@ mod tests {
         wall_clock: 9,
         network: Network { address: [10, 0, 2, 0], prefix: 24, gateway: [10, 0, 2, 2], name_server: [10, 0, 2, 3] },
     };
-    const OWN: Own = Own { number: 3, memory: 1 << 20, created: 55, seed: [6; 32] };
+    const OWN: Own = Own { number: 3, memory: 1 << 20, created: 55, seed: [6; 32], disks: [DISK; DISKS] };
+    const DISK: DiskRegister = DiskRegister { blocks: 4096, flags: 1 };
 
     #[test]
     fn says_who_the_vm_is() {
@@ -105,7 +110,7 @@ mod tests {
         assert_eq!(&page.name[..usize::from(page.name_length)], b"web-1");
         assert_eq!(&page.arguments[..usize::from(page.arguments_length)], b"port=80");
         assert_eq!((page.enabled, page.pending, page.mask, page.handler), (0, 0, 0, 0));
-        assert_eq!(page.clone_generation, 0);
+        assert_eq!((page.clone_generation, page.disks), (0, [DISK; DISKS]));
     }
 
     #[test]

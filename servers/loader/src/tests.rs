@@ -14,13 +14,13 @@ use protocol::{
     bundle,
     image::ImageError,
     layout::{IMAGE_BASE, PAGE},
-    manifest::{Manifest, Vm},
+    manifest::{Disk, Manifest, Vm},
     note::{OWNER, OWNER_LENGTH, TYPE},
     service::{
         VmNumber, VmRef, console,
         loader::{Request, Response, VmInfo},
         pager::{self, Stop, VmEntry},
-        switch,
+        switch, vdisk,
     },
 };
 use server_runtime::CallError;
@@ -123,6 +123,7 @@ struct World {
     /// Number, and whether it was started.
     vms: BTreeMap<VmNumber, bool>,
     seeds: Vec<[u8; 32]>,
+    disk_registers: Vec<[protocol::registers::DiskRegister; 4]>,
     stops: VecDeque<(VmNumber, Stop)>,
     list: Vec<VmEntry>,
     ports: BTreeMap<VmNumber, [u8; 6]>,
@@ -130,6 +131,10 @@ struct World {
     memory: u32,
     switch_error: Option<CallError>,
     switch_calls: usize,
+    /// Blocks of virtual disks; the disks of VMs.
+    disks: BTreeMap<String, u64>,
+    attached: BTreeMap<VmNumber, Vec<vdisk::Wanted>>,
+    vdisk_error: Option<CallError>,
 }
 
 impl World {
@@ -180,6 +185,7 @@ impl Peers for World {
                 self.memory -= 1;
                 self.next += 1;
                 self.seeds.push(page.seed);
+                self.disk_registers.push(page.disks);
                 self.vms.insert(*vm, false);
                 pager::Response::Created(VmRef { frame: self.next, generation: 1 })
             }
@@ -259,6 +265,52 @@ impl Peers for World {
         Ok(console::Response::Done)
     }
 
+    fn vdisk(&mut self, request: &vdisk::Request) -> Result<vdisk::Response, CallError> {
+        match self.vdisk_error {
+            Some(CallError::Restarted) => {
+                self.vdisk_error = None;
+                return Err(CallError::Restarted);
+            }
+            Some(error) => return Err(error),
+            None => {}
+        }
+        Ok(match request {
+            vdisk::Request::Find(name) => match self.disks.get(name) {
+                Some(blocks) => vdisk::Response::Disk(vdisk::DiskInfo {
+                    name: name.clone(),
+                    blocks: *blocks,
+                    users: 0,
+                    written: false,
+                }),
+                None => vdisk::Response::NotFound,
+            },
+            vdisk::Request::Create { blocks, .. } if *blocks > 1000 => vdisk::Response::Full,
+            vdisk::Request::Create { name, blocks } => {
+                assert_eq!(self.disks.insert(name.clone(), *blocks), None);
+                vdisk::Response::Done
+            }
+            vdisk::Request::Attach { vm, queue, length, disks, .. } => {
+                assert_eq!((*queue, *length), (IMAGE_BASE + PAGE, 2 * PAGE));
+                assert!(disks.iter().all(|disk| self.disks.contains_key(&disk.name)));
+                let written = |wanted: &vdisk::Wanted| {
+                    self.attached.values().flatten().any(|other| other.name == wanted.name && !other.read_only)
+                };
+                if disks.iter().any(written) {
+                    return Ok(vdisk::Response::InUse);
+                }
+                self.attached.insert(*vm, disks.clone());
+                vdisk::Response::Done
+            }
+            vdisk::Request::IsAttached(vm) if self.attached.contains_key(vm) => vdisk::Response::Done,
+            vdisk::Request::IsAttached(_) => vdisk::Response::NotFound,
+            vdisk::Request::Detach(vm) => match self.attached.remove(vm) {
+                Some(_) => vdisk::Response::Done,
+                None => vdisk::Response::NotFound,
+            },
+            other => panic!("{other:?}"),
+        })
+    }
+
     fn now(&mut self) -> u64 {
         77
     }
@@ -266,6 +318,74 @@ impl Peers for World {
     fn log(&mut self, text: fmt::Arguments) {
         self.log.push(format!("{text}"));
     }
+}
+
+/// An image with a disk window where others have their NIC window.
+fn with_disk() -> Vec<u8> {
+    let mut file = elf(true, ARCHITECTURE_VERSION);
+    file.copy_within(340..356, 356);
+    file[340..356].fill(0);
+    file
+}
+
+fn disk_vm(name: &str, last: u8, disks: &[(&str, bool, u64)]) -> Vm {
+    let disk = |(name, read_only, blocks): &(&str, bool, u64)| Disk {
+        name: (*name).into(),
+        read_only: *read_only,
+        blocks: *blocks,
+    };
+    Vm { disks: disks.iter().map(disk).collect(), ..vm(name, "disk", last) }
+}
+
+#[test]
+fn vms_get_their_disks_or_are_refused() {
+    let mut world = World::new();
+    world.bundle = cpio(&[("disk", with_disk()), ("web", elf(true, ARCHITECTURE_VERSION))]);
+    world.disks.insert("content".into(), 50);
+    // The first call meets a server that is being restarted.
+    world.vdisk_error = Some(CallError::Restarted);
+    let vms = vec![
+        disk_vm("one", 1, &[("data", false, 16), ("content", true, 0)]),
+        disk_vm("two", 2, &[("content", true, 99)]),
+        disk_vm("none", 3, &[("other", true, 0)]),
+        disk_vm("large", 4, &[("large", false, 2000)]),
+        disk_vm("second", 5, &[("data", false, 16)]),
+        Vm { image: "web".into(), ..disk_vm("blind", 6, &[("content", true, 0)]) },
+        disk_vm("many", 7, &[("content", true, 0); 5]),
+        disk_vm("without", 8, &[]),
+    ];
+    let mut loader = world.loader(vms, 0);
+    loader.start_all(&mut world);
+    let log = world.take_log();
+    let expected = [
+        "vm none refused: there is no virtual disk `other`",
+        "vm large refused: no room for virtual disk `large` of 8000 KiB",
+        "vm second refused: another VM has one of its virtual disks (data)",
+        "vm blind refused: it has virtual disks, but its image `web` uses none",
+        "vm many refused: it has 5 disks; at most 4 are possible",
+    ];
+    assert_eq!(log, expected);
+    assert_eq!(world.vms.keys().copied().collect::<Vec<_>>(), [1, 2, 8]);
+    let registers: Vec<_> = world.disk_registers[0].iter().map(|disk| (disk.blocks, disk.flags)).collect();
+    assert_eq!(registers, [(16, 0), (50, 1), (0, 0), (0, 0)]);
+    assert_eq!(world.attached.keys().copied().collect::<Vec<_>>(), [1, 2]);
+
+    // The server of virtual disks was restarted and knows nobody.
+    world.attached.clear();
+    loader.peer_restarted(&mut world);
+    assert_eq!(world.attached.len(), 2);
+    assert_eq!(loader.request(&mut world, &Request::Stop("one".into())), Response::Done);
+    assert_eq!(world.attached.keys().copied().collect::<Vec<_>>(), [2]);
+    world.take_log();
+    world.attached.clear();
+    world.vdisk_error = Some(CallError::Gone);
+    loader.peer_restarted(&mut world);
+    let log = world.take_log();
+    let lost = "vm two has no disks now: it does not get its virtual disks (content): the server is gone";
+    assert_eq!(log, [lost]);
+    assert!(
+        matches!(loader.request(&mut world, &Request::Start("one".into())), Response::Failed(why) if why.contains("gone"))
+    );
 }
 
 const fn reference(frame: u32) -> VmRef {

@@ -18,13 +18,16 @@
 //! * [`Client`]: calls of another server; opens the session, and opens it anew when the server was restarted.
 //! * [`log!`]: a line for the operator.
 //! * [`memory`], [`mmio`], [`slots`], [`clock`]: what a driver needs of its machine, so that it needs no `unsafe`.
+//! * [`budget`]: a share of the time for what VMs make a server do.
+//! * [`places`]: what a server keeps of each VM.
 //!
-//! The parts that decide something ([`message`], [`session`], [`mapping`], [`ranges`], [`slots::SlotSet`]) call no
+//! The parts that decide something ([`message`], [`session`], [`mapping`], [`places`], [`ranges`], [`slots::SlotSet`]) call no
 //! kernel and are tested on the host.
 #![cfg_attr(not(test), no_std)]
 
 extern crate alloc;
 
+pub mod budget;
 mod buffer;
 mod client;
 pub mod clock;
@@ -36,6 +39,7 @@ pub mod message;
 pub mod mmio;
 #[cfg(target_os = "none")]
 mod panic;
+pub mod places;
 pub mod ranges;
 mod service;
 pub mod session;

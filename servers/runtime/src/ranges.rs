@@ -39,6 +39,21 @@ impl Ranges {
         Some(start)
     }
 
+    /// Takes exactly these numbers; `false`, and nothing is taken, if they are none or not all free.
+    pub fn take_exactly(&mut self, first: u64, count: u64) -> bool {
+        let range = self.free.range(..=first).next_back().map(|(first, length)| (*first, *length));
+        let (Some((start, length)), Some(end)) = (range, first.checked_add(count)) else {
+            return false;
+        };
+        if count == 0 || end > start + length {
+            return false;
+        }
+        self.free.remove(&start);
+        self.insert(start, first - start);
+        self.insert(end, start + length - end);
+        true
+    }
+
     /// Takes the largest range.
     pub fn take_largest(&mut self) -> Option<(u64, u64)> {
         let (first, count) =
@@ -110,13 +125,19 @@ mod tests {
     proptest! {
         /// Against a set of single numbers: never handed out twice, nothing lost.
         #[test]
-        fn is_a_set(steps in proptest::collection::vec((any::<bool>(), 0u64..64, 0u64..20, 1u64..8), 0..60)) {
+        fn is_a_set(steps in proptest::collection::vec((0u8..3, 0u64..64, 0u64..20, 1u64..8), 0..60)) {
             let mut ranges = Ranges::default();
             let mut model = std::collections::BTreeSet::new();
-            for (insert, first, count, align) in steps {
-                if insert {
+            for (what, first, count, align) in steps {
+                if what == 0 {
                     ranges.insert(first, count);
                     model.extend(first..first + count);
+                } else if what == 1 {
+                    let free = count > 0 && (first..first + count).all(|number| model.contains(&number));
+                    prop_assert_eq!(ranges.take_exactly(first, count), free);
+                    if free {
+                        (first..first + count).for_each(|number| _ = model.remove(&number));
+                    }
                 } else if let Some(start) = ranges.take(count, align) {
                     prop_assert_eq!(start % align, 0);
                     for number in start..start + count {

@@ -3,9 +3,10 @@
 use alloc::{
     format,
     string::{String, ToString},
+    vec::Vec,
 };
 
-/// A command, with the name it is about.
+/// A command, with what it is about.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Command {
     /// Lists the commands.
@@ -24,72 +25,121 @@ pub enum Command {
     StartServer(String),
     /// Shows the memory of VMs.
     Memory,
+    /// Lists virtual disks.
+    Disks,
+    /// Makes a virtual disk of so many blocks.
+    DiskCreate(String, u64),
+    /// Deletes a virtual disk.
+    DiskDelete(String),
     /// Lists devices.
     Devices,
     /// Ends the machine.
     PowerOff,
 }
 
-/// A word that begins a command, what may follow it, and what it does.
-struct Form {
-    word: &'static str,
-    argument: Option<&'static str>,
-    about: &'static str,
-    make: fn(String) -> Command,
+/// What makes a command of what follows its word.
+enum Make {
+    /// Nothing follows.
+    Plain(fn() -> Command),
+    /// A name.
+    Name(&'static str, fn(String) -> Command),
+    /// A name and a size.
+    Sized(fn(String, u64) -> Command),
 }
 
-const FORMS: [Form; 10] = [
-    Form { word: "help", argument: None, about: "lists the commands", make: |_| Command::Help },
+impl Make {
+    /// What may follow, for people.
+    fn usage(&self) -> &'static str {
+        match self {
+            Make::Plain(_) => "",
+            Make::Name(what, _) => what,
+            Make::Sized(_) => "NAME SIZE",
+        }
+    }
+}
+
+/// A word or two that begin a command, what may follow, and what it does.
+struct Form {
+    word: &'static str,
+    make: Make,
+    about: &'static str,
+}
+
+const FORMS: [Form; 13] = [
+    Form { word: "help", make: Make::Plain(|| Command::Help), about: "lists the commands" },
     Form {
         word: "ps",
-        argument: None,
+        make: Make::Plain(|| Command::Servers),
         about: "lists the servers: state, restarts, memory, time",
-        make: |_| Command::Servers,
     },
-    Form { word: "vms", argument: None, about: "lists the VMs", make: |_| Command::Vms },
-    Form { word: "start", argument: Some("VM"), about: "starts a VM of the system file", make: Command::Start },
-    Form { word: "stop", argument: Some("VM"), about: "stops a VM for good", make: Command::Stop },
+    Form { word: "vms", make: Make::Plain(|| Command::Vms), about: "lists the VMs" },
+    Form { word: "start", make: Make::Name("VM", Command::Start), about: "starts a VM of the system file" },
+    Form { word: "stop", make: Make::Name("VM", Command::Stop), about: "stops a VM for good" },
     Form {
         word: "kill",
-        argument: Some("SERVER"),
+        make: Make::Name("SERVER", Command::Kill),
         about: "kills a server, as if it had crashed: it is restarted by its policy",
-        make: Command::Kill,
     },
     Form {
         word: "start-server",
-        argument: Some("SERVER"),
+        make: Make::Name("SERVER", Command::StartServer),
         about: "starts a server that was given up",
-        make: Command::StartServer,
     },
-    Form { word: "memory", argument: None, about: "shows the memory of the VMs' pool", make: |_| Command::Memory },
-    Form { word: "devices", argument: None, about: "lists the PCI devices", make: |_| Command::Devices },
-    Form { word: "poweroff", argument: None, about: "ends the machine", make: |_| Command::PowerOff },
+    Form { word: "memory", make: Make::Plain(|| Command::Memory), about: "shows the memory of the VMs' pool" },
+    Form { word: "disks", make: Make::Plain(|| Command::Disks), about: "lists the virtual disks, and the room left" },
+    Form {
+        word: "disk create",
+        make: Make::Sized(Command::DiskCreate),
+        about: "makes a virtual disk, all zeros: disk create data 16 MiB",
+    },
+    Form {
+        word: "disk delete",
+        make: Make::Name("NAME", Command::DiskDelete),
+        about: "deletes a virtual disk that no VM has",
+    },
+    Form { word: "devices", make: Make::Plain(|| Command::Devices), about: "lists the PCI devices" },
+    Form { word: "poweroff", make: Make::Plain(|| Command::PowerOff), about: "ends the machine" },
 ];
 
 /// Reads a line: `Ok(None)` if it is empty, `Err` with what is wrong and what would be right.
 pub fn parse(line: &str) -> Result<Option<Command>, String> {
-    let mut words = line.split_whitespace();
-    let Some(word) = words.next() else {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let Some(word) = words.first() else {
         return Ok(None);
     };
-    let Some(form) = FORMS.iter().find(|form| form.word == word) else {
-        let hint = FORMS
-            .iter()
-            .filter(|form| form.word.starts_with(word) || word.starts_with(form.word))
-            .map(|form| form.word);
-        let hint = hint.collect::<alloc::vec::Vec<_>>().join(" or ");
+    let begins = |form: &&Form| form.word.split(' ').enumerate().all(|(n, part)| words.get(n) == Some(&part));
+    let Some(form) = FORMS.iter().find(begins) else {
+        let near = |form: &&Form| form.word.starts_with(word) || word.starts_with(form.word);
+        let hint = FORMS.iter().filter(near).map(|form| form.word).collect::<Vec<_>>().join(" or ");
         let hint = if hint.is_empty() { "type help".to_string() } else { format!("did you mean {hint}?") };
         return Err(format!("no such command: {} ({hint})", printable(word)));
     };
-    let argument = match (form.argument, words.next()) {
-        (Some(what), None) => return Err(format!("usage: {word} {what}")),
-        (None, Some(_)) => return Err(format!("usage: {word} (nothing follows it)")),
-        (_, argument) => argument.unwrap_or_default().to_string(),
-    };
-    match (form.argument, words.next()) {
-        (Some(what), Some(_)) => Err(format!("usage: {word} {what} (one name)")),
-        _ => Ok(Some((form.make)(argument))),
+    let usage = || format!("usage: {} {}", form.word, form.make.usage());
+    match (&form.make, &words[form.word.split(' ').count()..]) {
+        (Make::Plain(make), []) => Ok(Some(make())),
+        (Make::Plain(_), _) => Err(format!("usage: {} (nothing follows it)", form.word)),
+        (Make::Name(_, make), [name]) => Ok(Some(make((*name).to_string()))),
+        (Make::Name(..), []) | (Make::Sized(_), [] | [_]) => Err(usage()),
+        (Make::Name(..), _) => Err(usage() + " (one name)"),
+        (Make::Sized(make), [name, size @ ..]) => {
+            let blocks = blocks(&size.concat()).ok_or_else(|| usage() + " (a size is like 64 KiB, 16 MiB or 1 GiB)")?;
+            Ok(Some(make((*name).to_string(), blocks)))
+        }
     }
+}
+
+/// The blocks of a size, which is a multiple of 4 KiB.
+fn blocks(size: &str) -> Option<u64> {
+    let (number, unit) = size.split_at(size.find(|c: char| !c.is_ascii_digit())?);
+    let kib: u64 = match unit {
+        "KiB" | "K" => 1,
+        "MiB" | "M" => 1 << 10,
+        "GiB" | "G" => 1 << 20,
+        _ => return None,
+    };
+    let kib = number.parse::<u64>().ok()?.checked_mul(kib)?;
+    const BLOCK_KIB: u64 = protocol::disk::BLOCK as u64 / 1024;
+    (kib > 0 && kib.is_multiple_of(BLOCK_KIB)).then_some(kib / BLOCK_KIB)
 }
 
 /// A word as it may be printed: without control characters, and not longer than a name.
@@ -100,11 +150,8 @@ fn printable(word: &str) -> String {
 /// The text of `help`.
 pub fn help() -> String {
     FORMS.iter().fold(String::new(), |text, form| {
-        let usage = match form.argument {
-            Some(argument) => format!("{} {argument}", form.word),
-            None => form.word.to_string(),
-        };
-        text + &format!("  {usage:20}  {}\n", form.about)
+        let usage = format!("{} {}", form.word, form.make.usage());
+        text + &format!("  {:21}  {}\n", usage.trim_end(), form.about)
     })
 }
 
@@ -119,9 +166,12 @@ mod tests {
         assert_eq!(parse("ps"), Ok(Some(Command::Servers)));
         assert_eq!(parse(" kill   virtio-net "), Ok(Some(Command::Kill("virtio-net".into()))));
         assert_eq!(parse("start-server x"), Ok(Some(Command::StartServer("x".into()))));
+        assert_eq!(parse("disk create data 16 MiB"), Ok(Some(Command::DiskCreate("data".into(), 4096))));
+        assert_eq!(parse("disk create data 1G"), Ok(Some(Command::DiskCreate("data".into(), 1 << 18))));
+        assert_eq!(parse("disk delete data"), Ok(Some(Command::DiskDelete("data".into()))));
         assert_eq!(parse("start x"), Ok(Some(Command::Start("x".into()))));
         for form in &FORMS {
-            let line = format!("{} {}", form.word, form.argument.unwrap_or_default());
+            let line = format!("{} {}", form.word, form.make.usage()).replace("SIZE", "4 KiB");
             assert!(parse(&line).unwrap().is_some(), "{line}");
             assert!(help().contains(form.about));
         }
@@ -133,6 +183,14 @@ mod tests {
         assert_eq!(told("kill"), "usage: kill SERVER");
         assert_eq!(told("kill a b"), "usage: kill SERVER (one name)");
         assert_eq!(told("ps now"), "usage: ps (nothing follows it)");
+        assert_eq!(told("disk"), "no such command: disk (did you mean disks or disk create or disk delete?)");
+        assert_eq!(told("disk create data"), "usage: disk create NAME SIZE");
+        for size in
+            ["16", "0 MiB", "6 KiB", "MiB", "1 TiB", "4 KiB more", "99999999999999999999 KiB", "99999999999999999 GiB"]
+        {
+            let wrong = told(&format!("disk create data {size}"));
+            assert_eq!(wrong, "usage: disk create NAME SIZE (a size is like 64 KiB, 16 MiB or 1 GiB)", "{size}");
+        }
         assert_eq!(told("reboot"), "no such command: reboot (type help)");
         assert_eq!(told("power"), "no such command: power (did you mean poweroff?)");
         assert_eq!(told("st"), "no such command: st (did you mean start or stop or start-server?)");

@@ -9,6 +9,7 @@ use protocol::{
         init::{self, Init},
         loader::{self, Loader},
         platform::{self, Platform},
+        vdisk::{self, Vdisk},
     },
 };
 use server_runtime::{CallError, Client};
@@ -24,6 +25,7 @@ pub struct Peers {
     init: Option<Client<Init>>,
     loader: Option<Client<Loader>>,
     platform: Option<Client<Platform>>,
+    vdisk: Option<Client<Vdisk>>,
 }
 
 /// Asks a server; the error is what the operator is told. What only asks is asked again if the server was restarted.
@@ -53,6 +55,7 @@ impl Peers {
             init: client(startup, "init"),
             loader: client(startup, "loader"),
             platform: client(startup, "platform"),
+            vdisk: client(startup, "vdisk"),
         }
     }
 
@@ -78,6 +81,11 @@ impl Peers {
             Command::Start(name) => self.vm(name, &loader::Request::Start(name), "it is running"),
             Command::Stop(name) => self.vm(name, &loader::Request::Stop(name), "it is not running"),
             Command::Memory => self.memory(),
+            Command::Disks => self.disks(),
+            Command::DiskCreate(name, blocks) => {
+                self.disk(name, &vdisk::Request::Create { name: name.clone(), blocks: *blocks })
+            }
+            Command::DiskDelete(name) => self.disk(name, &vdisk::Request::Delete(name.clone())),
             Command::Devices => self.devices(),
             Command::PowerOff => self.power_off(),
         };
@@ -137,6 +145,45 @@ impl Peers {
         match ask(&mut self.loader, &loader::Request::Memory, true)? {
             loader::Response::Memory(all, free) => Ok(show::pool(all, free)),
             other => Err(unexpected("loader", &other)),
+        }
+    }
+
+    fn disks(&mut self) -> Result<String, String> {
+        let mut all = Vec::new();
+        let mut from = 0;
+        loop {
+            match ask(&mut self.vdisk, &vdisk::Request::List { from }, true)? {
+                vdisk::Response::Disks(disks, next) => {
+                    all.extend(disks);
+                    match next.filter(|next| *next > from) {
+                        Some(next) => from = next,
+                        None => break,
+                    }
+                }
+                vdisk::Response::NoStore(why) => return Err(format!("no virtual disks: {why}")),
+                other => return Err(unexpected("vdisk", &other)),
+            }
+        }
+        match ask(&mut self.vdisk, &vdisk::Request::Space, true)? {
+            vdisk::Response::Space(blocks, free) => Ok(show::disks(&all, (blocks, free))),
+            other => Err(unexpected("vdisk", &other)),
+        }
+    }
+
+    /// A request about one virtual disk.
+    fn disk(&mut self, name: &str, request: &vdisk::Request) -> Result<String, String> {
+        match ask(&mut self.vdisk, request, false)? {
+            vdisk::Response::Done => Ok(String::new()),
+            vdisk::Response::NotFound => Err(format!("there is no virtual disk {name} (disks lists them)")),
+            vdisk::Response::Exists => Err(format!("there is a virtual disk {name} already")),
+            vdisk::Response::InUse => Err(format!("virtual disk {name}: a VM has it (stop the VM first)")),
+            vdisk::Response::Full => Err("no room for a disk of this size, or for another disk".into()),
+            vdisk::Response::BadArgument => {
+                Err("the name of a virtual disk has 1 to 63 letters, digits, -, _ and .".into())
+            }
+            vdisk::Response::NoStore(why) => Err(format!("no virtual disks: {why}")),
+            vdisk::Response::Failed(why) => Err(format!("virtual disk {name}: {why}")),
+            other => Err(unexpected("vdisk", &other)),
         }
     }
 

@@ -9,6 +9,7 @@ use protocol::service::{
     init::{ServerInfo, State},
     loader::VmInfo,
     platform::DeviceInfo,
+    vdisk::DiskInfo,
 };
 
 /// The list of servers.
@@ -52,6 +53,25 @@ pub fn pool(all: u64, free: u64) -> String {
     let used = all.saturating_sub(free);
     let percent = if all == 0 { 0 } else { u128::from(used) * 100 / u128::from(all) };
     format!("pool of the VMs: {}, used {} ({percent} %), free {}\n", memory(all), memory(used), memory(free))
+}
+
+/// The list of virtual disks, and the blocks of the partition: all, free.
+pub fn disks(disks: &[DiskInfo], (all, free): (u64, u64)) -> String {
+    let kib = |blocks: u64| memory(blocks.saturating_mul(4));
+    let room = format!("room for virtual disks: {}, free {}\n", kib(all), kib(free));
+    if disks.is_empty() {
+        return format!("there are no virtual disks\n{room}");
+    }
+    let row = |disk: &DiskInfo| {
+        let users = match (disk.users, disk.written) {
+            (0, _) => "-".to_string(),
+            (_, true) => "one VM, which writes".to_string(),
+            (1, false) => "one VM".to_string(),
+            (users, false) => format!("{users} VMs"),
+        };
+        [disk.name.clone(), kib(disk.blocks), users]
+    };
+    table(["DISK", ">SIZE", "USED BY"], &disks.iter().map(row).collect::<alloc::vec::Vec<_>>()) + &room
 }
 
 /// The list of devices.
@@ -139,6 +159,23 @@ mod tests {
         assert!(text.lines().nth(2).unwrap().ends_with("stopped: exit with code 3"));
         assert!(text.contains("10.0.2.15"));
         assert_eq!(vms(&[]), "there are no VMs\n");
+    }
+
+    #[test]
+    fn a_list_of_disks() {
+        let disk = |name: &str, users, written| DiskInfo { name: name.into(), blocks: 4096, users, written };
+        let text = disks(&[disk("data", 1, true), disk("content", 7, false), disk("old", 0, false)], (65_408, 53_120));
+        let lines = [
+            "DISK         SIZE  USED BY",
+            "data     16384 KiB  one VM, which writes",
+            "content  16384 KiB  7 VMs",
+            "old      16384 KiB  -",
+            "room for virtual disks: 255 MiB, free 207 MiB",
+        ];
+        let squeezed = |line: &str| line.split_whitespace().collect::<alloc::vec::Vec<_>>().join(" ");
+        let told: alloc::vec::Vec<_> = text.lines().map(squeezed).collect();
+        assert_eq!(told, lines.map(|line| squeezed(&line.replace("16384 KiB", &memory(16384)))));
+        assert!(disks(&[], (5, 5)).starts_with("there are no virtual disks\n"));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Copies by the kernel's `transfer`. The only `unsafe` of the switch.
+//! Copies by the kernel's `transfer`, and calls of the pager. The only `unsafe` of the switch.
 
 use alloc::{boxed::Box, vec, vec::Vec};
 use hypercall::transfer;
@@ -6,18 +6,15 @@ use protocol::{
     abi::{Error, Target},
     memory::{BATCH, DESTINATION_MISSING, TransferOperation},
     service::{
-        VmRef,
-        pager::{self, Pager},
+        VmNumber, VmRef,
+        pager::{Pager, Request, Response},
     },
 };
-use server_runtime::{Client, hypercall, mmio::Region};
+use server_runtime::{CallError, Client, clock, hypercall, mmio::Region};
 use vswitch::{
-    memory::{Copy, Fate, Memory, Place},
+    memory::{Answer, Copy, Memory, Need, Outcome, Place},
     switch::SCRATCH,
 };
-
-/// Pages that one copy may have to be brought: two at each side, and each may be gone again once.
-const ATTEMPTS: usize = 6;
 
 /// The machine.
 pub struct Machine {
@@ -63,37 +60,12 @@ impl Machine {
         TransferOperation { from, from_address, to, to_address, length: copy.length as u32, ..Default::default() }
     }
 
-    /// Has the pages of one side of a copy brought. `false` if they cannot be.
-    fn bring(&mut self, place: Place, length: usize, write: bool) -> bool {
-        let (Place::Vm { vm, at, address }, Some(pager)) = (place, &mut self.pager) else {
-            return false;
-        };
-        let request = pager::Request::Bring { vm, address, length: length as u32, write };
-        // It is where it was: nothing leaves memory.
-        matches!(pager.call(&request), Ok(pager::Response::Here(here)) if here == at)
-    }
-
-    /// Repeats a copy that met a missing page, until all its pages are there.
-    fn again(&mut self, copy: &Copy, mut operation: TransferOperation) -> Fate {
-        for _ in 0..ATTEMPTS {
-            let destination = operation.done & DESTINATION_MISSING != 0;
-            let (side, failed) = match destination {
-                true => (copy.to, Fate::DestinationFailed),
-                false => (copy.from, Fate::SourceFailed),
-            };
-            let missing = operation.status == Error::NotPresent as u32;
-            if !missing || !self.bring(side, copy.length, destination) {
-                return failed;
-            }
-            operation = self.operation(copy);
-            if make(core::slice::from_mut(&mut operation)) == 0 {
-                return failed;
-            }
-            if operation.status == 0 {
-                return Fate::Done;
-            }
+    /// The next VMs that the pager has brought; none when there is no more, or nobody to ask.
+    pub fn brought(&mut self) -> Vec<VmNumber> {
+        match self.pager.as_mut().map(|pager| pager.call(&Request::Brought)) {
+            Some(Ok(Response::Brought(vms))) => vms,
+            _ => Vec::new(),
         }
-        Fate::SourceFailed
     }
 }
 
@@ -104,8 +76,22 @@ fn make(operations: &mut [TransferOperation]) -> usize {
     unsafe { transfer(operations) }.unwrap_or(0).min(operations.len())
 }
 
+/// What the kernel has said of a copy.
+fn outcome(operation: &TransferOperation, copy: &Copy) -> Outcome {
+    let nowhere = |place| matches!(place, Place::Vm { at: VmRef::NOWHERE, .. });
+    match Error::from_u8(operation.status as u8) {
+        None => Outcome::Done,
+        Some(Error::NotPresent) if operation.done & DESTINATION_MISSING != 0 => Outcome::DestinationMissing,
+        Some(Error::NotPresent) => Outcome::SourceMissing,
+        Some(Error::Gone) => Outcome::Gone,
+        // That frame is in nobody's extent.
+        Some(Error::Denied) if nowhere(copy.from) || nowhere(copy.to) => Outcome::Gone,
+        Some(_) => Outcome::Failed,
+    }
+}
+
 impl Memory for Machine {
-    fn copy(&mut self, copies: &[Copy], fates: &mut Vec<Fate>) {
+    fn copy(&mut self, copies: &[Copy], outcomes: &mut Vec<Outcome>) {
         for copies in copies.chunks(BATCH) {
             let mut operations = core::mem::take(&mut self.operations);
             operations.clear();
@@ -115,13 +101,11 @@ impl Memory for Machine {
                 // The kernel stops early when it has copied much; it is called again with the rest.
                 let count = make(&mut operations[made..]);
                 let done = operations[made..made + count].iter().zip(&copies[made..]);
-                for (operation, copy) in done {
-                    fates.push(if operation.status == 0 { Fate::Done } else { self.again(copy, *operation) });
-                }
+                outcomes.extend(done.map(|(operation, copy)| outcome(operation, copy)));
                 made += count;
                 if count == 0 {
                     // The call itself was refused: nothing of the rest can be made.
-                    fates.extend(copies[made..].iter().map(|_| Fate::SourceFailed));
+                    outcomes.extend(copies[made..].iter().map(|_| Outcome::Failed));
                     break;
                 }
             }
@@ -129,12 +113,28 @@ impl Memory for Machine {
         }
     }
 
+    fn bring(&mut self, need: Need) -> Answer {
+        let Some(pager) = &mut self.pager else {
+            return Answer::Never;
+        };
+        let Need { vm, address, length, write } = need;
+        match pager.call(&Request::Bring { vm, address, length, write }) {
+            Ok(Response::Here(at)) => Answer::Here(at),
+            // A pager that is being restarted is asked again when it is back.
+            Ok(Response::Later) | Err(CallError::Restarted | CallError::Gone) => Answer::Later,
+            _ => Answer::Never,
+        }
+    }
+
     fn scratch(&mut self) -> &mut [u8] {
         &mut self.scratch
     }
 
-    fn raise(&mut self, vm: VmRef) {
-        // A VM that is gone is told nothing.
-        let _ = hypercall::raise(self.target(vm));
+    fn raise(&mut self, at: VmRef) -> bool {
+        at != VmRef::NOWHERE && hypercall::raise(self.target(at)).is_ok()
+    }
+
+    fn now(&mut self) -> u64 {
+        clock::now()
     }
 }

@@ -36,8 +36,13 @@ const EVENTS: usize = 32;
 const COLLECTS: usize = 32;
 /// Nanoseconds until a driver that did not answer is asked again.
 const RETRY: u64 = 100_000_000;
-/// Bytes of heap for each VM that may be attached.
-const HEAP_PER_VM: u64 = 512;
+/// Answers of the pager taken at a time.
+const ANSWERS: usize = 64;
+/// Bytes of heap for other things than ports: scratch memory, lists of a round, records of VMs that wait.
+const HEAP_KEPT: u64 = 1 << 20;
+/// Bytes of heap for each VM that may be attached: its port, twice the hash table while that grows, and its places in queues while
+/// those grow.
+const HEAP_PER_VM: u64 = 128;
 
 fn main(startup: Startup) -> ! {
     let server = Server::new(&startup);
@@ -55,6 +60,10 @@ struct Server {
     switch: Switch,
     machine: Machine,
     driver: Option<Driver>,
+    /// The line that the pager raises.
+    pager: Option<u8>,
+    /// Whether it may have more to tell than was taken.
+    more_brought: bool,
     budget: Budget,
     /// When to go on with what is left to do.
     again: u64,
@@ -85,12 +94,14 @@ impl Server {
         if driver.is_none() || !uplink.exists() {
             server_runtime::log!("no network driver, or no packet memory shared with it: VMs reach each other only");
         }
-        let pager = startup.channel("swap").map(|channel| channel.slot);
+        let pager = startup.channel("swap");
         let share = startup.option("share").and_then(|percent| percent.parse().ok()).unwrap_or(SHARE);
         let mut server = Server {
-            switch: Switch::new((startup.heap / HEAP_PER_VM) as usize, uplink),
-            machine: Machine::new(vms, pager, packets),
+            switch: Switch::new((startup.heap.saturating_sub(HEAP_KEPT) / HEAP_PER_VM) as usize, uplink),
+            machine: Machine::new(vms, pager.map(|channel| channel.slot), packets),
             driver,
+            pager: pager.map(|channel| channel.line),
+            more_brought: false,
             budget: Budget::new(share, clock::now()),
             again: NEVER,
             retry: NEVER,
@@ -149,6 +160,19 @@ impl Server {
         true
     }
 
+    /// Takes what the pager has brought.
+    fn take_brought(&mut self) {
+        self.more_brought = true;
+        for _ in 0..ANSWERS {
+            let vms = self.machine.brought();
+            if vms.is_empty() {
+                self.more_brought = false;
+                break;
+            }
+            vms.into_iter().for_each(|vm| self.switch.brought(vm));
+        }
+    }
+
     /// Serves the VMs, if there is time for them. Returns whether there were any.
     fn serve(&mut self) -> bool {
         let begin = clock::now();
@@ -164,8 +188,11 @@ impl Server {
     fn work(&mut self) {
         let mut busy = true;
         for _ in 0..ROUNDS {
+            if self.more_brought {
+                self.take_brought();
+            }
             let received = self.switch.receive(&mut self.machine);
-            busy = self.serve() || received;
+            busy = self.serve() || received || self.more_brought;
             if self.switch.uplink.show()
                 && let Some(driver) = &self.driver
             {
@@ -180,7 +207,7 @@ impl Server {
         self.again = match () {
             () if busy => now,
             () if !self.budget.is_open(now) => self.budget.opens_at(),
-            () => NEVER,
+            () => self.switch.next_look(),
         };
     }
 }
@@ -189,23 +216,24 @@ impl Handler<SwitchService> for Server {
     fn request(&mut self, _: Caller, request: Request) -> Answer<Response> {
         let response = match request {
             Request::Attach { vm, at, mac, address, queue, length } => {
-                match self.switch.attach(vm, at, mac, address, Window { address: queue, length }) {
-                    Ok(()) => {
+                match Window::new(queue, length).map(|window| self.switch.attach(vm, at, mac, address, window)) {
+                    Some(Ok(())) => {
                         self.again = 0;
                         Response::Done
                     }
-                    Err(Refusal::Clash) => Response::Clash,
-                    Err(Refusal::Full) => Response::Full,
+                    Some(Err(Refusal::Clash)) => Response::Clash,
+                    Some(Err(Refusal::Full)) => Response::Full,
+                    None => Response::BadWindow,
                 }
             }
             Request::Detach(vm) if self.switch.detach(vm) => Response::Done,
             Request::Detach(_) => Response::NotFound,
             Request::Statistics(vm) => match self.switch.counters(vm) {
                 Some(counters) => Response::Statistics {
-                    sent: counters.sent,
-                    received: counters.received,
-                    dropped: counters.dropped,
-                    refused: counters.refused,
+                    sent: counters.sent.into(),
+                    received: counters.received.into(),
+                    dropped: counters.dropped.into(),
+                    refused: counters.refused.into(),
                 },
                 None => Response::NotFound,
             },
@@ -216,9 +244,13 @@ impl Handler<SwitchService> for Server {
     fn interrupts(&mut self, lines: u64) {
         if lines & 1 << line::PEER_RESTARTED != 0 {
             self.check_driver();
+            // If it was the pager, it has forgotten what it was asked for.
+            self.switch.pager_restarted();
         }
+        let pager = self.pager.map_or(0, |line| 1 << line);
+        self.more_brought |= lines & pager != 0;
         let driver = self.driver.as_ref().map_or(0, |driver| 1 << driver.line);
-        if lines & (1 << line::NIC | 1 << line::PEER_RESTARTED | driver) != 0 {
+        if lines & (1 << line::NIC | 1 << line::PEER_RESTARTED | driver | pager) != 0 {
             self.work();
         }
     }

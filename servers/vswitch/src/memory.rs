@@ -1,4 +1,4 @@
-//! Copies between VMs, the switch and the packet memory of the network driver.
+//! Copies between VMs, the switch and the packet memory of the network driver, and the pager that brings what is not in memory.
 
 use protocol::service::{VmNumber, VmRef};
 
@@ -9,7 +9,7 @@ pub enum Place {
     Vm {
         /// The VM.
         vm: VmNumber,
-        /// Where it is.
+        /// Where it was when it was last heard of.
         at: VmRef,
         /// Address in its memory.
         address: u64,
@@ -43,7 +43,22 @@ pub struct Copy {
     pub length: usize,
 }
 
-/// What became of a copy.
+/// What the kernel says of a copy.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// It was made.
+    Done,
+    /// A page that it comes from is not in memory.
+    SourceMissing,
+    /// A page that it goes to is not in memory, or cannot be written yet.
+    DestinationMissing,
+    /// One of the VMs is not where it was.
+    Gone,
+    /// It cannot be made.
+    Failed,
+}
+
+/// What became of a copy in the end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fate {
     /// It was made.
@@ -52,17 +67,51 @@ pub enum Fate {
     SourceFailed,
     /// It could not be made, because of where it was to go.
     DestinationFailed,
+    /// It cannot be made yet: what it comes from is not in memory.
+    SourceAway,
+    /// It cannot be made yet: where it goes is not in memory.
+    DestinationAway,
+}
+
+/// A part of a VM's memory that has to be there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Need {
+    /// The VM.
+    pub vm: VmNumber,
+    /// First byte.
+    pub address: u64,
+    /// Bytes.
+    pub length: u32,
+    /// Whether it has to be writable.
+    pub write: bool,
+}
+
+/// What the pager says of a need.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Answer {
+    /// All of it is in memory, and the VM is there.
+    Here(VmRef),
+    /// Not yet; it will tell ([`crate::switch::Switch::brought`]), or cannot be asked now.
+    Later,
+    /// Never: there is no such VM or no such memory, or it is broken.
+    Never,
 }
 
 /// Who makes the copies.
 pub trait Memory {
-    /// Makes copies, in order, as few calls of the kernel as can be; pages of VMs that are not in memory are brought. A
-    /// failure does not stop the others. Appends a fate for each to `fates`.
-    fn copy(&mut self, copies: &[Copy], fates: &mut alloc::vec::Vec<Fate>);
+    /// Makes copies, in order, in as few calls of the kernel as can be. A copy that cannot be made does not stop the others.
+    /// Appends an outcome for each to `outcomes`.
+    fn copy(&mut self, copies: &[Copy], outcomes: &mut alloc::vec::Vec<Outcome>);
+
+    /// Asks the pager for a part of a VM's memory. Never waits.
+    fn bring(&mut self, need: Need) -> Answer;
 
     /// The scratch memory.
     fn scratch(&mut self) -> &mut [u8];
 
-    /// Raises a VM's NIC line.
-    fn raise(&mut self, vm: VmRef);
+    /// Raises the NIC line of the VM there. `false` if there is none.
+    fn raise(&mut self, at: VmRef) -> bool;
+
+    /// Nanoseconds since kernel entry.
+    fn now(&mut self) -> u64;
 }

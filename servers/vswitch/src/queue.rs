@@ -1,6 +1,9 @@
 //! The queue page of a VM's NIC, read as what a stranger wrote.
 
-use protocol::nic::{ENTRIES, Entry, FRAME_MAX, FRAME_MIN, Indices, RECEIVE_RING, SEND_RING, SWITCH_INDICES};
+use protocol::{
+    layout::PAGE,
+    nic::{ENTRIES, Entry, FRAME_MAX, FRAME_MIN, Indices, RECEIVE_RING, SEND_RING, SWITCH_INDICES},
+};
 
 /// Bytes of the page up to the end of the send ring.
 pub const SEND_PART: usize = RECEIVE_RING;
@@ -92,24 +95,43 @@ pub fn receive_length(index: u32) -> usize {
     RECEIVE_RING + index as usize % ENTRIES * size_of::<Entry>() + core::mem::offset_of!(Entry, length)
 }
 
-/// The part of a VM's memory in which its queue page and buffers lie; the queue page comes first.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// The part of a VM's memory in which its queue page and buffers lie; the queue page comes first. Kept in pages: a port is small.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Window {
-    /// First byte.
-    pub address: u64,
-    /// Bytes.
-    pub length: u64,
+    first: u32,
+    pages: u32,
 }
 
 impl Window {
+    /// No window.
+    pub const NONE: Window = Window { first: 0, pages: 0 };
+
+    /// The window with this address and length; `None` if it is not whole pages, too small for a queue page, or larger than any memory.
+    pub fn new(address: u64, length: u64) -> Option<Window> {
+        if !address.is_multiple_of(PAGE) || !length.is_multiple_of(PAGE) || length == 0 {
+            return None;
+        }
+        let (first, pages) = (u32::try_from(address / PAGE).ok()?, u32::try_from(length / PAGE).ok()?);
+        first.checked_add(pages).map(|_| Window { first, pages })
+    }
+
+    /// First byte: where the queue page is.
+    pub const fn address(self) -> u64 {
+        self.first as u64 * PAGE
+    }
+
+    /// Bytes.
+    pub const fn length(self) -> u64 {
+        self.pages as u64 * PAGE
+    }
+
     /// Whether a buffer lies within. It may lie in the queue page, whose end is free; a VM that has its own queues
     /// overwritten harms only itself.
-    pub fn holds(&self, address: u64, length: usize) -> bool {
-        let Some(offset) = address.checked_sub(self.address) else {
+    pub fn holds(self, address: u64, length: usize) -> bool {
+        let Some(offset) = address.checked_sub(self.address()) else {
             return false;
         };
-        address.checked_add(length as u64).is_some()
-            && offset.checked_add(length as u64).is_some_and(|end| end <= self.length)
+        offset.checked_add(length as u64).is_some_and(|end| end <= self.length())
     }
 }
 
@@ -119,16 +141,21 @@ mod tests {
     use alloc::vec::Vec;
     use proptest::prelude::*;
 
-    const WINDOW: Window = Window { address: 0x20_4000, length: 0x8000 };
+    const WINDOW: Window = Window { first: 0x204, pages: 8 };
 
     #[test]
     fn windows_have_edges() {
+        assert_eq!(Window::new(0x20_4000, 0x8000), Some(WINDOW));
+        assert_eq!((WINDOW.address(), WINDOW.length()), (0x20_4000, 0x8000));
         assert!(WINDOW.holds(0x20_4000, 0x8000));
         assert!(WINDOW.holds(0x20_5000, 0x7000));
         assert!(!WINDOW.holds(0x20_5000, 0x7001));
         assert!(!WINDOW.holds(0x20_3000, 10));
         assert!(!WINDOW.holds(u64::MAX - 5, 10));
-        assert!(!Window { address: u64::MAX - 0x1fff, length: u64::MAX }.holds(u64::MAX - 5, 10));
+        let wrong = [(0x20_4000, 0), (0x20_4001, 0x1000), (0x20_4000, 0x1001), (!0xfff, 0x1000), (0x1000, !0xfff)];
+        for (address, length) in wrong {
+            assert_eq!(Window::new(address, length), None);
+        }
     }
 
     #[test]

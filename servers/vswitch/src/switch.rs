@@ -1,30 +1,33 @@
 //! Who is served when, and where packets go.
 //!
 //! VMs that rang their doorbell wait in a queue. A *round* takes up to [`TURNS`] of them and up to [`PACKETS`] packets of
-//! each, in five steps, each one batch of copies:
+//! each, in six steps, each one batch of copies:
 //!
 //! 1. read the senders' queue pages,
 //! 2. read the first bytes of each packet into the switch, and decide by them,
 //! 3. read the queue pages of the VMs that receive,
 //! 4. copy: the bytes that were decided by from the switch, the rest straight from the sender to the receiver or to the
 //!    driver's buffer; so a sender that changes its packet meanwhile changes nothing that was checked,
-//! 5. write lengths and indices back.
+//! 5. write the lengths of what has arrived,
+//! 6. write indices back, only where all lengths are there.
 //!
 //! A VM has one packet looked at for each that others have: none can keep another from sending. Packets for the network
-//! wait in the sender's own ring while the driver has no room; packets for a VM without a buffer are dropped.
+//! wait in the sender's own ring while the driver has no room; packets for a VM without a buffer are dropped; VMs that are not in
+//! memory are waited for ([`crate::away`]), by nobody else.
+
+mod deliver;
+mod pager;
 
 use crate::{
+    away::Waits,
     header::{Header, LOOK, Mac},
-    memory::{Copy, Fate, Memory, Place},
+    memory::{Copy, Fate, Memory, Outcome, Place},
     ports::{Counters, Port, PortId, Ports, Refusal},
-    queue::{Own, Page, SEND_PART, WHOLE, Window, receive_length},
+    queue::{Own, Page, SEND_PART, WHOLE, Window},
     uplink::{State, Uplink},
 };
 use alloc::{collections::VecDeque, vec::Vec};
-use protocol::{
-    nic::SWITCH_INDICES,
-    service::{VmNumber, VmRef},
-};
+use protocol::service::{VmNumber, VmRef};
 
 /// VMs in a round.
 pub const TURNS: usize = 8;
@@ -33,14 +36,17 @@ pub const PACKETS: usize = 8;
 /// Packets in a round.
 const BATCH: usize = TURNS * PACKETS;
 
-// The scratch memory: senders' pages, beginnings of packets, receivers' pages, lengths, indices.
+// The scratch memory: senders' pages, beginnings of packets, receivers' pages, lengths, indices, packets that are held.
 const SENDERS: usize = 0;
 const HEADERS: usize = SENDERS + TURNS * SEND_PART;
 const RECEIVERS: usize = HEADERS + BATCH * LOOK;
 const LENGTHS: usize = RECEIVERS + BATCH * WHOLE;
-const INDICES: usize = LENGTHS + BATCH * 4;
+/// Lengths written in a round: those of its packets, and of the VMs that came back at most all that an earlier round left.
+const LENGTHS_MOST: usize = BATCH + TURNS * protocol::nic::ENTRIES;
+const INDICES: usize = LENGTHS + LENGTHS_MOST * 4;
+const HELD: usize = INDICES + (TURNS + BATCH) * Own::LENGTH;
 /// Bytes of scratch memory that the switch needs.
-pub const SCRATCH: usize = INDICES + (TURNS + BATCH) * Own::LENGTH;
+pub const SCRATCH: usize = HELD + crate::away::HELD * crate::away::BUFFER;
 
 /// A sender's turn in a round.
 #[derive(Debug)]
@@ -50,6 +56,8 @@ struct Turn {
     more: bool,
     /// One of its packets waits for the uplink, and so do those after it.
     stalled: bool,
+    /// One of its packets, or its queue page, is not in memory.
+    away: bool,
     /// One of its packets is to be tried again, and so are those after it.
     blocked: bool,
     /// Packets taken in this round.
@@ -60,11 +68,25 @@ struct Turn {
 #[derive(Debug)]
 struct Receiver {
     port: PortId,
+    /// It is not in memory: what is for it is held.
+    deaf: bool,
+    /// Its queue page cannot be had.
+    broken: bool,
+    /// A packet for it was dropped.
+    dropped: bool,
     /// Buffers that were planned for, and those that were filled.
     planned: u32,
     filled: u32,
+    /// Packets to be held for it in this round.
+    holding: usize,
     /// A planned buffer was not filled, so those after it are not in their places.
     blocked: bool,
+}
+
+impl Receiver {
+    const fn new(port: PortId, deaf: bool) -> Receiver {
+        Receiver { port, deaf, broken: false, dropped: false, planned: 0, filled: 0, holding: 0, blocked: false }
+    }
 }
 
 /// Where a packet goes.
@@ -74,26 +96,48 @@ enum Way {
     Refused,
     /// Nowhere: nobody is there to receive it.
     Nobody,
-    /// Nowhere yet: the uplink has no room.
+    /// Nowhere yet: the uplink has no room, or the packet itself is not in memory.
     Later,
     /// To a VM (place among the receivers).
     Vm(usize),
     /// To a VM that has no buffer for it.
     NoBuffer(usize),
+    /// To a VM that is not in memory; until it is, into this buffer.
+    Hold(usize, u16),
+    /// It is held already and stays so.
+    Stay,
     /// To the network, into the free buffer this far ahead.
     Uplink(usize),
+}
+
+/// Where a packet comes from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Origin {
+    /// From the VM with this turn.
+    Turn(usize),
+    /// From the network.
+    Uplink,
+    /// From a buffer in which it was held.
+    Held,
 }
 
 /// A packet on its way.
 #[derive(Clone, Copy, Debug)]
 struct Packet {
-    /// The sender's turn; `None` if it came from the network.
-    turn: Option<usize>,
+    origin: Origin,
     from: Place,
     length: usize,
     way: Way,
-    /// Its copies, among the fates of step 4.
+    /// Its copies, among those of step 4.
     copies: (usize, usize),
+    /// What became of them.
+    fate: Fate,
+}
+
+impl Packet {
+    const fn new(origin: Origin, from: Place, length: usize, way: Way) -> Packet {
+        Packet { origin, from, length, way, copies: (0, 0), fate: Fate::Done }
+    }
 }
 
 /// What was lost between the network and the VMs, beside what the ports count.
@@ -118,33 +162,47 @@ pub struct Switch {
     /// Ports with something to send; those that wait for the uplink.
     ready: VecDeque<PortId>,
     stalled: VecDeque<PortId>,
+    waits: Waits,
+    /// When those that wait are looked at again.
+    look_at: u64,
     lost: Lost,
-    // The round at work; empty between rounds, kept for their memory.
+    round: Round,
+}
+
+/// The round at work; empty between rounds, kept for its memory.
+#[derive(Debug, Default)]
+struct Round {
     turns: Vec<Turn>,
     packets: Vec<Packet>,
     receivers: Vec<Receiver>,
+    /// Lengths to be written: port, index of the receive entry, bytes.
+    lengths: Vec<(PortId, u32, u32)>,
+    /// Ports whose indices changed, and whether they are to be told.
+    changed: Vec<(PortId, bool)>,
+    /// VMs that came back and get what was held.
+    back: Vec<PortId>,
     copies: Vec<Copy>,
+    outcomes: Vec<Outcome>,
     fates: Vec<Fate>,
 }
 
 impl Switch {
-    /// A switch for at most `ports` VMs.
-    pub fn new(ports: usize, uplink: Uplink) -> Switch {
+    /// A switch for VMs at places below `places`.
+    pub fn new(places: usize, uplink: Uplink) -> Switch {
         Switch {
-            ports: Ports::new(ports),
+            ports: Ports::new(places),
             uplink,
             ready: VecDeque::new(),
             stalled: VecDeque::new(),
+            waits: Waits::new(),
+            look_at: protocol::abi::NEVER,
             lost: Lost::default(),
-            turns: Vec::new(),
-            packets: Vec::new(),
-            receivers: Vec::new(),
-            copies: Vec::new(),
-            fates: Vec::new(),
+            round: Round::default(),
         }
     }
 
-    /// Gives a VM a port. What it has put up for sending already is looked at.
+    /// Gives a VM a port. What it has put up for sending already is looked at, if the VM is in memory: one that is not (`at` is
+    /// [`VmRef::NOWHERE`]) is left in peace.
     pub fn attach(
         &mut self,
         vm: VmNumber,
@@ -153,15 +211,21 @@ impl Switch {
         address: [u8; 4],
         window: Window,
     ) -> Result<(), Refusal> {
-        let port = Port { vm, at, mac, address, window, own: None, counters: Counters::default() };
-        let id = self.ports.attach(port)?;
-        self.enqueue(id);
+        let id = self.ports.attach(vm, at, (mac, address), window)?;
+        // What was waited for was another VM.
+        self.waits.remove(id);
+        if at != VmRef::NOWHERE {
+            self.enqueue(id);
+        }
         Ok(())
     }
 
     /// Takes a VM's port away. `false` if it has none.
     pub fn detach(&mut self, vm: VmNumber) -> bool {
-        self.ports.detach(vm)
+        self.ports.detach(vm).is_some_and(|id| {
+            self.waits.remove(id);
+            true
+        })
     }
 
     /// What a VM's port counted.
@@ -205,15 +269,8 @@ impl Switch {
         }
     }
 
-    /// Makes the copies that were planned.
-    fn copy(&mut self, memory: &mut impl Memory) {
-        self.fates.clear();
-        memory.copy(&self.copies, &mut self.fates);
-        self.copies.clear();
-    }
-
     fn is_done(&self, copy: usize) -> bool {
-        self.fates.get(copy) == Some(&Fate::Done)
+        self.round.fates.get(copy) == Some(&Fate::Done)
     }
 
     /// Takes packets from the network. Returns whether there were any.
@@ -227,8 +284,7 @@ impl Switch {
             match self.uplink.look(ahead, &mut header) {
                 Some((length, place, look)) => {
                     let way = self.way_in(Header::read(&header[..look]));
-                    let from = Place::Uplink(place);
-                    self.packets.push(Packet { turn: None, from, length, way, copies: (0, 0) });
+                    self.round.packets.push(Packet::new(Origin::Uplink, Place::Uplink(place), length, way));
                 }
                 None => self.lost.forged += 1,
             }
@@ -260,19 +316,22 @@ impl Switch {
 
     /// The place of a port among the receivers of this round.
     fn receiver(&mut self, port: PortId) -> usize {
-        let known = self.receivers.iter().position(|receiver| receiver.port == port);
-        known.unwrap_or_else(|| {
-            self.receivers.push(Receiver { port, planned: 0, filled: 0, blocked: false });
-            self.receivers.len() - 1
+        let receivers = &mut self.round.receivers;
+        receivers.iter().position(|receiver| receiver.port == port).unwrap_or_else(|| {
+            let deaf = self.waits.is_deaf(port);
+            receivers.push(Receiver::new(port, deaf));
+            receivers.len() - 1
         })
     }
 
-    /// A round of the VMs whose turn it is. Returns whether there were any.
+    /// A round of the VMs that came back, and one of those whose turn it is. Returns whether there were any.
     pub fn serve(&mut self, memory: &mut impl Memory) -> bool {
+        self.look(memory);
+        let released = self.release(memory);
         self.wake_stalled();
         self.begin_turns(memory);
-        if self.turns.is_empty() {
-            return false;
+        if self.round.turns.is_empty() {
+            return released;
         }
         self.collect(memory);
         self.route(memory);
@@ -283,51 +342,73 @@ impl Switch {
 
     /// Step 1: reads the senders' pages.
     fn begin_turns(&mut self, memory: &mut impl Memory) {
-        while self.turns.len() < TURNS
+        while self.round.turns.len() < TURNS
             && let Some(id) = self.ready.pop_front()
         {
             self.ports.end_wait(id);
             let Some(port) = self.ports.get(id) else {
                 continue;
             };
-            let from = Place::Vm { vm: port.vm, at: port.at, address: port.window.address };
-            let to = Place::Scratch(SENDERS + self.turns.len() * SEND_PART);
-            self.copies.push(Copy { from, to, length: SEND_PART });
-            self.turns.push(Turn { port: id, more: false, stalled: false, blocked: false, taken: 0 });
+            if let Some(wait) = self.waits.get_mut(id) {
+                // Its turn comes when the pager has brought it.
+                wait.sends = true;
+                continue;
+            }
+            let from = self.place(id, port.window.address());
+            let to = Place::Scratch(SENDERS + self.round.turns.len() * SEND_PART);
+            self.round.copies.push(Copy { from, to, length: SEND_PART });
+            self.round.turns.push(Turn {
+                port: id,
+                more: false,
+                stalled: false,
+                away: false,
+                blocked: false,
+                taken: 0,
+            });
         }
         self.copy(memory);
     }
 
+    /// A place in the memory of a port's VM.
+    fn place(&self, id: PortId, address: u64) -> Place {
+        let at = self.ports.get(id).map_or(VmRef::NOWHERE, |port| port.at);
+        Place::Vm { vm: self.ports.vm(id).unwrap_or_default(), at, address }
+    }
+
     /// Finds the packets, and reads their first bytes (step 2).
     fn collect(&mut self, memory: &mut impl Memory) {
-        for (index, turn) in self.turns.iter_mut().enumerate() {
-            let Some(port) = self.ports.get_mut(turn.port).filter(|_| self.fates.get(index) == Some(&Fate::Done))
-            else {
+        let Round { turns, packets, copies, fates, .. } = &mut self.round;
+        for (index, turn) in turns.iter_mut().enumerate() {
+            let fate = fates.get(index).copied();
+            turn.away = fate == Some(Fate::SourceAway);
+            let vm = self.ports.vm(turn.port).unwrap_or_default();
+            let Some(port) = self.ports.get_mut(turn.port).filter(|_| fate == Some(Fate::Done)) else {
                 continue;
             };
             let page = Page(&memory.scratch()[SENDERS + index * SEND_PART..][..SEND_PART]);
-            let own = port.own.get_or_insert(page.own());
+            let (at, window) = (port.at, port.window);
+            let own = port.know(page.own());
             let Some(unsent) = page.unsent(own.taken) else {
                 // The index makes no sense: all that it stands for is refused.
                 own.taken = page.filled();
                 own.refused = own.refused.wrapping_add(1);
-                port.counters.refused += 1;
+                port.counters.refused = port.counters.refused.wrapping_add(1);
                 turn.taken = 1;
                 continue;
             };
             turn.more = unsent as usize > PACKETS;
             for ahead in 0..unsent.min(PACKETS as u32) {
-                let entry = page.send(own.taken.wrapping_add(ahead), port.window);
+                let entry = page.send(own.taken.wrapping_add(ahead), window);
                 let (way, address, length) = match entry {
                     Some(entry) => (Way::Nobody, entry.address, entry.length as usize),
                     None => (Way::Refused, 0, 0),
                 };
-                let from = Place::Vm { vm: port.vm, at: port.at, address };
+                let from = Place::Vm { vm, at, address };
                 if entry.is_some() {
-                    let to = Place::Scratch(HEADERS + self.packets.len() * LOOK);
-                    self.copies.push(Copy { from, to, length: length.min(LOOK) });
+                    let to = Place::Scratch(HEADERS + packets.len() * LOOK);
+                    copies.push(Copy { from, to, length: length.min(LOOK) });
                 }
-                self.packets.push(Packet { turn: Some(index), from, length, way, copies: (0, 0) });
+                packets.push(Packet::new(Origin::Turn(index), from, length, way));
             }
         }
         self.copy(memory);
@@ -337,26 +418,31 @@ impl Switch {
     fn route(&mut self, memory: &mut impl Memory) {
         let mut looked = 0;
         let (mut room, mut reserved) = (self.uplink.room(), 0);
-        for index in 0..self.packets.len() {
-            let Packet { way, length, turn, .. } = self.packets[index];
+        for index in 0..self.round.packets.len() {
+            let Packet { way, length, origin, .. } = self.round.packets[index];
+            let Origin::Turn(turn) = origin else {
+                continue;
+            };
             if matches!(way, Way::Refused) {
                 continue;
             }
             let header = &memory.scratch()[HEADERS + index * LOOK..][..length.min(LOOK)];
             let header = Header::read(header).filter(|_| self.is_done(looked));
+            let missing = self.round.fates.get(looked) == Some(&Fate::SourceAway);
             looked += 1;
-            let Some(turn) = turn else {
+            let Turn { port, stalled, away, .. } = self.round.turns[turn];
+            if stalled || away || missing {
+                self.round.turns[turn].away |= missing;
+                self.round.packets[index].way = Way::Later;
                 continue;
-            };
-            let way = self.way_out(self.turns[turn].port, header);
-            self.packets[index].way = match way {
-                _ if self.turns[turn].stalled => Way::Later,
+            }
+            self.round.packets[index].way = match self.way_out(port, header) {
                 Way::Uplink(_) if self.uplink.state() == State::Absent => {
                     self.lost.no_uplink += 1;
                     Way::Nobody
                 }
                 Way::Uplink(_) if room == 0 => {
-                    self.turns[turn].stalled = true;
+                    self.round.turns[turn].stalled = true;
                     Way::Later
                 }
                 Way::Uplink(_) => {
@@ -388,224 +474,22 @@ impl Switch {
         }
     }
 
-    /// Steps 3 to 5 for all packets of the round; then the round's lists are empty, but for the turns.
-    fn deliver(&mut self, memory: &mut impl Memory) {
-        self.read_receivers(memory);
-        self.plan(memory);
-        self.copy(memory);
-        self.commit();
-        self.write_back(memory);
-        self.packets.clear();
-        self.receivers.clear();
-    }
-
-    /// Step 3.
-    fn read_receivers(&mut self, memory: &mut impl Memory) {
-        for (index, receiver) in self.receivers.iter().enumerate() {
-            if let Some(port) = self.ports.get(receiver.port) {
-                let from = Place::Vm { vm: port.vm, at: port.at, address: port.window.address };
-                self.copies.push(Copy { from, to: Place::Scratch(RECEIVERS + index * WHOLE), length: WHOLE });
-            }
-        }
-        self.copy(memory);
-        for (index, receiver) in self.receivers.iter().enumerate() {
-            let read = self.fates.get(index) == Some(&Fate::Done);
-            if let Some(port) = self.ports.get_mut(receiver.port).filter(|_| read) {
-                let page = Page(&memory.scratch()[RECEIVERS + index * WHOLE..][..WHOLE]);
-                port.own.get_or_insert(page.own());
-            }
-        }
-    }
-
-    /// Plans step 4: the copies of each packet.
-    fn plan(&mut self, memory: &mut impl Memory) {
-        for index in 0..self.packets.len() {
-            let packet = self.packets[index];
-            let to = match packet.way {
-                Way::Vm(place) => match self.buffer(place, packet.length, memory) {
-                    Some(to) => to,
-                    None => {
-                        self.packets[index].way = Way::NoBuffer(place);
-                        continue;
-                    }
-                },
-                Way::Uplink(ahead) => Place::Uplink(self.uplink.send_place(ahead)),
-                _ => continue,
-            };
-            let first = self.copies.len();
-            // What was decided by comes from the switch, not again from the sender.
-            let look = if packet.turn.is_some() { packet.length.min(LOOK) } else { 0 };
-            let header = HEADERS + index * LOOK;
-            match packet.way {
-                Way::Uplink(ahead) => self.uplink.write_header(ahead, &memory.scratch()[header..][..look]),
-                _ if look > 0 => self.copies.push(Copy { from: Place::Scratch(header), to, length: look }),
-                _ => {}
-            }
-            if packet.length > look {
-                let length = packet.length - look;
-                self.copies.push(Copy { from: packet.from.after(look), to: to.after(look), length });
-            }
-            self.packets[index].copies = (first, self.copies.len());
-        }
-    }
-
-    /// The next free buffer of a receiver.
-    fn buffer(&mut self, place: usize, length: usize, memory: &mut impl Memory) -> Option<Place> {
-        let receiver = &mut self.receivers[place];
-        let port = self.ports.get(receiver.port)?;
-        let own = port.own?;
-        // If its page could not be read, `fates` of step 3 say so.
-        if self.fates.get(place) != Some(&Fate::Done) {
-            return None;
-        }
-        let page = Page(&memory.scratch()[RECEIVERS + place * WHOLE..][..WHOLE]);
-        if page.offered(own.arrived) <= receiver.planned {
-            return None;
-        }
-        let entry = page.receive(own.arrived.wrapping_add(receiver.planned), length, port.window)?;
-        receiver.planned += 1;
-        Some(Place::Vm { vm: port.vm, at: port.at, address: entry.address })
-    }
-
-    /// What became of each packet, in order. A buffer that was planned for but not filled would leave a gap: what comes
-    /// after it for the same receiver is tried again in the next round, and so is all that comes after that of the same
-    /// sender, which keeps each sender's packets in order.
-    fn commit(&mut self) {
-        let mut uplink_blocked = false;
-        for index in 0..self.packets.len() {
-            let Packet { turn, length, way, copies, .. } = self.packets[index];
-            let failed =
-                self.fates.get(copies.0..copies.1).into_iter().flatten().find(|fate| **fate != Fate::Done).copied();
-            let held = turn.is_some_and(|turn| self.turns[turn].blocked) || matches!(way, Way::Later);
-            let gap = match way {
-                Way::Vm(place) => self.receivers[place].blocked,
-                Way::Uplink(_) => uplink_blocked,
-                _ => false,
-            };
-            if held || gap || failed.is_some() {
-                match way {
-                    Way::Vm(place) => self.receivers[place].blocked = true,
-                    Way::Uplink(_) => uplink_blocked = true,
-                    _ => {}
-                }
-            }
-            match (turn, way) {
-                (Some(turn), _) if held || gap => self.turns[turn].blocked = true,
-                (None, Way::Vm(place)) if gap => self.drop_for(place),
-                (_, Way::Vm(place)) => match failed {
-                    None => {
-                        self.arrived(place, length);
-                        self.taken(turn, true);
-                    }
-                    Some(Fate::SourceFailed) => self.taken(turn, false),
-                    Some(_) => {
-                        self.drop_for(place);
-                        self.taken(turn, true);
-                    }
-                },
-                (_, Way::NoBuffer(place)) => {
-                    self.drop_for(place);
-                    self.taken(turn, true);
-                }
-                (_, Way::Uplink(_)) => {
-                    if failed.is_none() {
-                        self.uplink.put_up(length);
-                    }
-                    self.taken(turn, failed.is_none());
-                }
-                (_, Way::Nobody) => self.taken(turn, true),
-                (_, Way::Refused | Way::Later) => self.taken(turn, false),
-            }
-        }
-    }
-
-    /// A packet of a sender is done with: sent, or refused.
-    fn taken(&mut self, turn: Option<usize>, sent: bool) {
-        let Some(turn) = turn.and_then(|turn| self.turns.get_mut(turn)) else {
-            return;
-        };
-        turn.taken += 1;
-        if let Some(port) = self.ports.get_mut(turn.port)
-            && let Some(own) = &mut port.own
-        {
-            own.taken = own.taken.wrapping_add(1);
-            own.refused = own.refused.wrapping_add(u32::from(!sent));
-            port.counters.sent += u64::from(sent);
-            port.counters.refused += u64::from(!sent);
-        }
-    }
-
-    /// A packet has arrived; its length is written in step 5.
-    fn arrived(&mut self, place: usize, length: usize) {
-        let receiver = &mut self.receivers[place];
-        receiver.filled += 1;
-        if let Some(port) = self.ports.get_mut(receiver.port)
-            && let Some(own) = &mut port.own
-        {
-            let address = port.window.address.wrapping_add(receive_length(own.arrived) as u64);
-            own.arrived = own.arrived.wrapping_add(1);
-            port.counters.received += 1;
-            // The length itself goes to the scratch memory in `write_back`; until then it stands in the copy.
-            self.copies.push(Copy {
-                from: Place::Scratch(LENGTHS),
-                to: Place::Vm { vm: port.vm, at: port.at, address },
-                length,
-            });
-        }
-    }
-
-    fn drop_for(&mut self, place: usize) {
-        if let Some(port) = self.ports.get_mut(self.receivers[place].port) {
-            port.counters.dropped += 1;
-            if let Some(own) = &mut port.own {
-                own.dropped = own.dropped.wrapping_add(1);
-            }
-        }
-    }
-
-    /// Step 5: lengths, then indices, then the interrupts.
-    fn write_back(&mut self, memory: &mut impl Memory) {
-        for (index, copy) in self.copies.iter_mut().enumerate() {
-            let offset = LENGTHS + index * 4;
-            memory.scratch()[offset..offset + 4].copy_from_slice(&(copy.length as u32).to_le_bytes());
-            (copy.from, copy.length) = (Place::Scratch(offset), 4);
-        }
-        let receivers = self.receivers.iter().map(|receiver| (receiver.port, receiver.filled > 0));
-        let senders = self.turns.iter().filter(|turn| turn.taken > 0).map(|turn| (turn.port, true));
-        let mut changed: Vec<(PortId, bool)> = receivers.chain(senders).collect();
-        // Once each: a VM that both sends and receives is told once.
-        changed.sort_unstable_by_key(|(port, told)| (*port, !*told));
-        changed.dedup_by_key(|(port, _)| *port);
-        for (index, (id, _)) in changed.iter().enumerate() {
-            if let Some(port) = self.ports.get(*id)
-                && let Some(own) = port.own
-            {
-                let offset = INDICES + index * Own::LENGTH;
-                memory.scratch()[offset..offset + Own::LENGTH].copy_from_slice(&own.to_bytes());
-                let address = port.window.address.wrapping_add(SWITCH_INDICES as u64);
-                let to = Place::Vm { vm: port.vm, at: port.at, address };
-                self.copies.push(Copy { from: Place::Scratch(offset), to, length: Own::LENGTH });
-            }
-        }
-        self.copy(memory);
-        for (id, _) in changed.iter().filter(|(_, told)| *told) {
-            if let Some(port) = self.ports.get(*id) {
-                memory.raise(port.at);
-            }
-        }
-    }
-
     /// Puts those back into a queue that are not done.
     fn end_turns(&mut self) {
-        for turn in core::mem::take(&mut self.turns) {
-            if (turn.stalled || turn.blocked || turn.more) && self.ports.get(turn.port).is_some() {
+        let mut turns = core::mem::take(&mut self.round.turns);
+        for turn in turns.drain(..) {
+            if !(turn.stalled || turn.away || turn.blocked || turn.more) || self.ports.get(turn.port).is_none() {
+                continue;
+            }
+            if let Some(wait) = self.waits.get_mut(turn.port) {
+                wait.sends = true;
+            } else if self.ports.begin_wait(turn.port) {
                 // It may have been queued again by `attach`; a place is never in two queues.
-                if self.ports.begin_wait(turn.port) {
-                    let queue = if turn.stalled { &mut self.stalled } else { &mut self.ready };
-                    queue.push_back(turn.port);
-                }
+                let queue = if turn.stalled { &mut self.stalled } else { &mut self.ready };
+                queue.push_back(turn.port);
             }
         }
+        self.round.turns = turns;
     }
 }
 

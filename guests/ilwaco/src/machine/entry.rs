@@ -22,6 +22,10 @@ pub struct Image {
     pub nic: *const u8,
     /// Bytes of the NIC window.
     pub nic_length: usize,
+    /// Disk window; null if there is none.
+    pub disk: *const u8,
+    /// Bytes of the disk window.
+    pub disk_length: usize,
 }
 
 // SAFETY: it is only read; the addresses in it are those of statics.
@@ -37,15 +41,15 @@ unsafe impl Sync for StaticNote {}
 
 impl StaticNote {
     /// A note for this version of the virtual architecture.
-    pub const fn new(memory: u64, nic: (*const u8, usize), console: *const u8) -> StaticNote {
+    pub const fn new(memory: u64, nic: (*const u8, usize), disk: (*const u8, usize), console: *const u8) -> StaticNote {
         StaticNote(ElfNote::new(Note {
             version: ARCHITECTURE_VERSION,
             flags: 0,
             memory,
             nic: nic.0,
             nic_length: nic.1 as u64,
-            disk: core::ptr::null(),
-            disk_length: 0,
+            disk: disk.0,
+            disk_length: disk.1 as u64,
             console,
             console_length: if console.is_null() { 0 } else { 4096 },
         }))
@@ -93,26 +97,29 @@ pub fn start<F: Future<Output = ()> + 'static>(main: fn(Spawner) -> F) -> ! {
 
 /// Makes a program a guest: its entry, stack, windows and ELF note.
 ///
-/// `entry!(main, memory = BYTES [, stack = BYTES] [, nic = BUFFERS] [, console])`
+/// `entry!(main, memory = BYTES [, stack = BYTES] [, nic = BUFFERS] [, disk = BUFFERS] [, console])`
 ///
 /// * `main`: `async fn main(spawner: ilwaco::Spawner)`. The VM ends with code 0 when it returns.
 /// * `memory`: bytes of memory that the VM wants, a multiple of 4096; the system file may say otherwise.
 /// * `stack`: bytes of stack; 32 KiB if left out.
 /// * `nic`: the VM has a NIC with this many packet buffers of 2 KiB (3 to 63).
+/// * `disk`: the VM has a disk window with this many buffers of 4 KiB (1 to 512): so many blocks can be under way. Which disks it
+///   has, the system file says.
 /// * `console`: the VM has a console.
 #[macro_export]
 macro_rules! entry {
-    ($main:path, memory = $memory:expr $(, stack = $stack:expr)? $(, nic = $nic:expr)?, console $(,)?) => {
-        $crate::entry!(@make $main, $memory, ($($stack)?), ($($nic)?), (&raw const $crate::console::PAGE).cast());
+    ($main:path, memory = $memory:expr $(, stack = $stack:expr)? $(, nic = $nic:expr)? $(, disk = $disk:expr)?, console $(,)?) => {
+        $crate::entry!(@make $main, $memory, ($($stack)?), ($($nic)?), ($($disk)?), (&raw const $crate::console::PAGE).cast());
     };
-    ($main:path, memory = $memory:expr $(, stack = $stack:expr)? $(, nic = $nic:expr)? $(,)?) => {
-        $crate::entry!(@make $main, $memory, ($($stack)?), ($($nic)?), core::ptr::null());
+    ($main:path, memory = $memory:expr $(, stack = $stack:expr)? $(, nic = $nic:expr)? $(, disk = $disk:expr)? $(,)?) => {
+        $crate::entry!(@make $main, $memory, ($($stack)?), ($($nic)?), ($($disk)?), core::ptr::null());
     };
-    (@make $main:path, $memory:expr, $stack:tt, $nic:tt, $console:expr) => {
+    (@make $main:path, $memory:expr, $stack:tt, $nic:tt, $disk:tt, $console:expr) => {
         const _: () = {
             const STACK_BYTES: usize = $crate::entry!(@stack $stack);
             static STACK: $crate::Stack<STACK_BYTES> = $crate::Stack::new();
             const NIC: (*const u8, usize) = $crate::entry!(@nic $nic);
+            const DISK: (*const u8, usize) = $crate::entry!(@disk $disk);
             #[unsafe(no_mangle)]
             static ILWACO_IMAGE: $crate::Image = $crate::Image {
                 stack: (&raw const STACK).cast(),
@@ -120,10 +127,12 @@ macro_rules! entry {
                 run: || $crate::start($main),
                 nic: NIC.0,
                 nic_length: NIC.1,
+                disk: DISK.0,
+                disk_length: DISK.1,
             };
             #[used]
             #[unsafe(link_section = ".note.denali")]
-            static NOTE: $crate::StaticNote = $crate::StaticNote::new($memory, NIC, $console);
+            static NOTE: $crate::StaticNote = $crate::StaticNote::new($memory, NIC, DISK, $console);
         };
     };
     (@stack ()) => { 32 * 1024 };
@@ -131,6 +140,11 @@ macro_rules! entry {
     (@nic ()) => { (core::ptr::null(), 0) };
     (@nic ($buffers:expr)) => {{
         static WINDOW: $crate::Window<{ $buffers }> = $crate::Window::new();
+        ((&raw const WINDOW).cast::<u8>(), size_of_val(&WINDOW))
+    }};
+    (@disk ()) => { (core::ptr::null(), 0) };
+    (@disk ($buffers:expr)) => {{
+        static WINDOW: $crate::DiskWindow<{ $buffers }> = $crate::DiskWindow::new();
         ((&raw const WINDOW).cast::<u8>(), size_of_val(&WINDOW))
     }};
 }

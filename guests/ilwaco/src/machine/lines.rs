@@ -58,6 +58,9 @@ pub(super) fn poll() {
     while lines != 0 {
         let line = lines.trailing_zeros() as usize;
         lines &= lines - 1;
+        if line == usize::from(DISK) {
+            super::disk::interrupted();
+        }
         if let (Some(waker), Some(count)) = (WAKERS.get(line), COUNTS.get(line)) {
             count.fetch_add(1, Ordering::Relaxed);
             waker.wake();

@@ -1,268 +1,17 @@
+mod away;
+mod world;
+
 use super::*;
 use crate::header::tests::{arp_packet, ipv4_packet};
 use alloc::{boxed::Box, vec};
 use core::mem::offset_of;
 use proptest::prelude::*;
 use protocol::{
-    nic::{ENTRIES, Indices, QueuePage, RECEIVE_RING, SEND_RING},
-    service::net_driver::{self, RingPage, SHARED_BYTES, receive_buffer, send_buffer},
+    nic::{QueuePage, RECEIVE_RING, SEND_RING, SWITCH_INDICES},
+    service::net_driver::{self, RingPage},
 };
-use server_runtime::mmio::Region;
-use std::collections::{BTreeMap, BTreeSet};
-
-const BASE: u64 = 0x20_1000;
-const WINDOW: usize = 0x2_0000;
-const BUFFER: usize = 2048;
-const OUTSIDE: Mac = [0x52, 0x55, 10, 0, 2, 2];
-const OUTSIDE_ADDRESS: [u8; 4] = [10, 0, 2, 2];
-const ALL: Mac = [0xff; 6];
-
-fn vm(number: u8) -> VmNumber {
-    u64::from(number)
-}
-fn at(number: u8) -> VmRef {
-    VmRef { frame: 100 + u32::from(number), generation: 1 }
-}
-fn mac(number: u8) -> Mac {
-    [2, 0, 10, 0, 2, number]
-}
-fn address(number: u8) -> [u8; 4] {
-    [10, 0, 2, number]
-}
-
-type Hook = Box<dyn FnMut(&mut BTreeMap<u32, Vec<u8>>, &Copy)>;
-
-/// The machine: memories of VMs, scratch, uplink.
-struct World {
-    vms: BTreeMap<u32, Vec<u8>>,
-    scratch: Vec<u8>,
-    uplink: Region,
-    raised: Vec<VmRef>,
-    calls: usize,
-    /// Pages that cannot be brought: frame and page number.
-    broken: BTreeSet<(u32, u64)>,
-    /// Called after each copy.
-    hook: Option<Hook>,
-}
-
-impl World {
-    fn is_broken(&self, place: Place, length: usize) -> bool {
-        match place {
-            Place::Vm { at, address, .. } => {
-                let known = self.vms.contains_key(&at.frame) && at.generation == 1;
-                let within = address >= BASE && address.saturating_add(length as u64) <= BASE + WINDOW as u64;
-                let pages = address / 4096..=(address.saturating_add(length as u64 - 1)) / 4096;
-                !known || !within || pages.into_iter().any(|page| self.broken.contains(&(at.frame, page)))
-            }
-            Place::Scratch(offset) => {
-                assert!(offset + length <= SCRATCH);
-                false
-            }
-            Place::Uplink(offset) => {
-                assert!(offset >= 4096 && offset + length <= SHARED_BYTES);
-                false
-            }
-        }
-    }
-}
-
-impl Memory for World {
-    fn copy(&mut self, copies: &[Copy], fates: &mut Vec<Fate>) {
-        self.calls += 1;
-        for copy in copies {
-            assert!(copy.length > 0);
-            if self.is_broken(copy.from, copy.length) {
-                fates.push(Fate::SourceFailed);
-                continue;
-            }
-            if self.is_broken(copy.to, copy.length) {
-                fates.push(Fate::DestinationFailed);
-                continue;
-            }
-            let mut bytes = vec![0; copy.length];
-            match copy.from {
-                Place::Vm { at, address, .. } => {
-                    bytes.copy_from_slice(&self.vms[&at.frame][(address - BASE) as usize..][..copy.length]);
-                }
-                Place::Scratch(offset) => bytes.copy_from_slice(&self.scratch[offset..][..copy.length]),
-                Place::Uplink(offset) => self.uplink.copy_out(offset, &mut bytes),
-            }
-            match copy.to {
-                Place::Vm { at, address, .. } => {
-                    let memory = self.vms.get_mut(&at.frame).unwrap();
-                    memory[(address - BASE) as usize..][..copy.length].copy_from_slice(&bytes);
-                }
-                Place::Scratch(offset) => self.scratch[offset..][..copy.length].copy_from_slice(&bytes),
-                Place::Uplink(offset) => self.uplink.copy_in(offset, &bytes),
-            }
-            fates.push(Fate::Done);
-            if let Some(hook) = &mut self.hook {
-                hook(&mut self.vms, copy);
-            }
-        }
-    }
-    fn scratch(&mut self) -> &mut [u8] {
-        &mut self.scratch
-    }
-    fn raise(&mut self, vm: VmRef) {
-        self.raised.push(vm);
-    }
-}
-
-/// The switch, its world, and what the VMs and the driver know.
-struct Bench {
-    switch: Switch,
-    world: World,
-    filled: BTreeMap<u8, u32>,
-    offered: BTreeMap<u8, u32>,
-    read: BTreeMap<u8, u32>,
-    driver_sent: u32,
-    driver_arrived: u32,
-}
-
-impl Bench {
-    fn new(numbers: impl IntoIterator<Item = u8>) -> Bench {
-        let uplink = Region::of(vec![0; SHARED_BYTES / 8].leak());
-        let world = World {
-            vms: BTreeMap::new(),
-            scratch: vec![0; SCRATCH],
-            uplink,
-            raised: Vec::new(),
-            calls: 0,
-            broken: BTreeSet::new(),
-            hook: None,
-        };
-        let mut switch = Switch::new(1000, Uplink::new(Some(uplink)));
-        switch.uplink.set_state(State::Up);
-        let (filled, offered, read) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        let mut bench = Bench { switch, world, filled, offered, read, driver_sent: 0, driver_arrived: 0 };
-        for number in numbers {
-            bench.add(number);
-        }
-        bench.run();
-        bench.world.raised.clear();
-        bench
-    }
-
-    fn add(&mut self, number: u8) {
-        self.world.vms.insert(at(number).frame, vec![0; WINDOW]);
-        self.attach(number);
-        self.offer(number, 8);
-    }
-
-    fn attach(&mut self, number: u8) {
-        let window = Window { address: BASE, length: WINDOW as u64 };
-        self.switch.attach(vm(number), at(number), mac(number), address(number), window).unwrap();
-    }
-
-    fn memory(&mut self, number: u8) -> &mut Vec<u8> {
-        self.world.vms.get_mut(&at(number).frame).unwrap()
-    }
-
-    fn write(&mut self, number: u8, offset: usize, bytes: &[u8]) {
-        self.memory(number)[offset..][..bytes.len()].copy_from_slice(bytes);
-    }
-
-    fn word(&self, number: u8, offset: usize) -> u32 {
-        u32::from_le_bytes(*self.world.vms[&at(number).frame][offset..].first_chunk().unwrap())
-    }
-
-    fn entry(&mut self, number: u8, ring: usize, index: u32, address: u64, length: u32) {
-        let offset = ring + index as usize % ENTRIES * 16;
-        self.write(number, offset, &address.to_le_bytes());
-        self.write(number, offset + 8, &length.to_le_bytes());
-    }
-
-    /// A VM offers `count` more buffers.
-    fn offer(&mut self, number: u8, count: u32) {
-        for _ in 0..count {
-            let index = self.offered.get(&number).copied().unwrap_or(0);
-            let address = BASE + 0x1000 + u64::from(index % ENTRIES as u32) * BUFFER as u64;
-            self.entry(number, RECEIVE_RING, index, address, BUFFER as u32);
-            self.offered.insert(number, index + 1);
-            self.write(number, offset_of!(Indices, offered), &(index + 1).to_le_bytes());
-        }
-    }
-
-    /// A VM puts a packet up.
-    fn put(&mut self, number: u8, packet: &[u8]) {
-        let index = self.filled.get(&number).copied().unwrap_or(0);
-        let offset = 0x11000 + index as usize % ENTRIES * 1600;
-        self.write(number, offset, packet);
-        self.entry(number, SEND_RING, index, BASE + offset as u64, packet.len() as u32);
-        self.filled.insert(number, index + 1);
-        self.write(number, offset_of!(Indices, sent_filled), &(index + 1).to_le_bytes());
-        self.switch.rung(vm(number), at(number));
-    }
-
-    /// What a VM has received.
-    fn received(&mut self, number: u8) -> Vec<Vec<u8>> {
-        let arrived = self.word(number, offset_of!(Indices, arrived));
-        let mut packets = Vec::new();
-        let read = self.read.get(&number).copied().unwrap_or(0);
-        for index in read..arrived {
-            let length = self.word(number, receive_length(index)) as usize;
-            let offset = 0x1000 + index as usize % ENTRIES * BUFFER;
-            packets.push(self.memory(number)[offset..][..length].to_vec());
-        }
-        self.read.insert(number, arrived);
-        packets
-    }
-
-    fn own(&self, number: u8) -> Own {
-        Page(&self.world.vms[&at(number).frame]).own()
-    }
-
-    /// The driver sends at most `most` packets.
-    fn drive(&mut self, most: usize) -> Vec<Vec<u8>> {
-        let filled = self.world.uplink.read_u32(offset_of!(RingPage, sent_filled));
-        let mut packets = Vec::new();
-        while self.driver_sent != filled && packets.len() < most {
-            let entry = self.driver_sent as usize % net_driver::ENTRIES;
-            let length = self.world.uplink.read_u32(offset_of!(RingPage, send) + entry * 4) as usize;
-            let mut packet = vec![0; length];
-            self.world.uplink.copy_out(send_buffer(entry) + net_driver::HEADROOM, &mut packet);
-            packets.push(packet);
-            self.driver_sent = self.driver_sent.wrapping_add(1);
-        }
-        self.world.uplink.write_u32(offset_of!(RingPage, sent_taken), self.driver_sent);
-        packets
-    }
-
-    /// A packet comes from the network.
-    fn arrive(&mut self, packet: &[u8]) {
-        let entry = self.driver_arrived as usize % net_driver::ENTRIES;
-        self.world.uplink.copy_in(receive_buffer(entry) + net_driver::HEADROOM, packet);
-        self.world.uplink.write_u32(offset_of!(RingPage, receive) + entry * 4, packet.len() as u32);
-        self.driver_arrived = self.driver_arrived.wrapping_add(1);
-        self.world.uplink.write_u32(offset_of!(RingPage, arrived), self.driver_arrived);
-    }
-
-    /// Packets from the network, then a round of the VMs. Returns whether there were any.
-    fn round(&mut self) -> bool {
-        let received = self.switch.receive(&mut self.world);
-        let served = self.switch.serve(&mut self.world);
-        self.switch.uplink.show();
-        received || served
-    }
-
-    /// Rounds until there is nothing to do; returns how many.
-    fn run(&mut self) -> usize {
-        for rounds in 0..10_000 {
-            if !self.round() {
-                return rounds;
-            }
-        }
-        panic!("the switch never comes to rest");
-    }
-}
-
-fn out(number: u8, length: usize) -> Vec<u8> {
-    ipv4_packet(mac(number), OUTSIDE, address(number), OUTSIDE_ADDRESS, length)
-}
-fn between(from: u8, to: u8, length: usize) -> Vec<u8> {
-    ipv4_packet(mac(from), mac(to), address(from), address(to), length)
-}
+use std::collections::BTreeSet;
+use world::*;
 
 #[test]
 fn packets_go_out_whole_and_in_order() {
@@ -355,8 +104,8 @@ fn a_packet_changed_after_the_check_is_sent_as_it_was_checked() {
     bench.put(15, &second);
     // As soon as the beginning of a packet was read, the VM overwrites it in its memory.
     bench.world.hook = Some(Box::new(|vms, copy| {
-        if let (Place::Vm { at: from, address, .. }, Place::Scratch(HEADERS..RECEIVERS)) = (copy.from, copy.to) {
-            vms.get_mut(&from.frame).unwrap()[(address - BASE) as usize..][..LOOK].fill(0xee);
+        if let (Place::Vm { vm: from, address, .. }, Place::Scratch(HEADERS..RECEIVERS)) = (copy.from, copy.to) {
+            vms.get_mut(&(from as u8)).unwrap()[(address - BASE) as usize..][..LOOK].fill(0xee);
         }
     }));
     bench.run();
@@ -452,7 +201,7 @@ fn a_page_that_cannot_be_brought_costs_its_owner() {
     let offset = ((second & !0xfff) + 0x1000 - 100 - BASE) as usize;
     bench.write(15, offset, &packet[..100]);
     bench.put(17, &between(17, 16, 400));
-    bench.world.broken.insert((at(15).frame, (second >> 12) + 1));
+    bench.world.broken.insert((15, (second >> 12) + 1));
     // The third packet must not lie there too.
     bench.write(15, 0x1e000, &between(15, 16, 302));
     bench.entry(15, SEND_RING, 2, BASE + 0x1e000, 302);
@@ -467,7 +216,7 @@ fn a_page_that_cannot_be_brought_costs_its_owner() {
 
     // A receiver's buffer that cannot be had: it alone loses.
     let mut bench = Bench::new([15, 16, 17]);
-    bench.world.broken.insert((at(16).frame, (BASE + 0x1000) >> 12));
+    bench.world.broken.insert((16, (BASE + 0x1000) >> 12));
     bench.put(15, &between(15, 16, 100));
     bench.put(15, &between(15, 17, 101));
     bench.run();
@@ -481,7 +230,7 @@ fn a_new_switch_goes_on_where_the_old_one_was() {
     (0..5).for_each(|_| bench.put(15, &between(15, 16, 100)));
     bench.run();
     assert_eq!(bench.received(16).len(), 5);
-    bench.switch = Switch::new(10, Uplink::new(Some(bench.world.uplink)));
+    bench.switch = Switch::new(100, Uplink::new(Some(bench.world.uplink)));
     bench.put(15, &between(15, 16, 200));
     bench.attach(15);
     bench.attach(16);
@@ -512,7 +261,7 @@ fn a_round_costs_few_calls() {
     }
     bench.world.calls = 0;
     bench.round();
-    assert_eq!(bench.world.calls, 5, "64 packets, five batches");
+    assert_eq!(bench.world.calls, 6, "64 packets, six batches");
     assert_eq!((1..=8).map(|number| bench.received(number).len()).sum::<usize>(), 64);
 }
 
@@ -532,7 +281,7 @@ proptest! {
         every in 1usize..20,
     ) {
         let mut bench = Bench::new([15, 16, 17, 18]);
-        let before = bench.world.vms[&at(18).frame].clone();
+        let before = bench.world.vms[&18].clone();
         let mut expected = Vec::new();
         for (step, (number, offset, value)) in writes.into_iter().enumerate() {
             bench.write(number, offset / 4 * 4, &value.to_le_bytes());
@@ -556,7 +305,7 @@ proptest! {
         received.retain(|packet| packet[11] == 18);
         prop_assert!(expected.ends_with(&received[received.len().saturating_sub(8)..]));
         // 18 received nothing unless somebody sent it something true.
-        let after = bench.world.vms[&at(18).frame].clone();
+        let after = bench.world.vms[&18].clone();
         if bench.own(18).arrived == 0 {
             let own = SWITCH_INDICES..SWITCH_INDICES + Own::LENGTH;
             let buffers = size_of::<QueuePage>()..0x11000;

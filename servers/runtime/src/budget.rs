@@ -1,8 +1,8 @@
-//! How much of a processor the switch may take to serve the VMs.
+//! How much of a processor a server that VMs talk to may take to serve them.
 //!
-//! The switch runs before the VMs, and moving a packet costs it more than filling a ring costs a VM. Without a limit a few VMs
-//! that flood would keep the processor in the switch, and all VMs from running. Among each other the VMs are served in
-//! turn; here they all together are kept to a share of the time.
+//! Servers run before the VMs, and serving a VM costs more than filling a ring costs the VM. Without a limit a few VMs that flood
+//! would keep the processor in the server, and all VMs from running. Among each other the VMs are served in turn; here they
+//! all together are kept to a share of the time.
 
 /// Nanoseconds that may be used at once after a quiet time.
 pub const BURST: u64 = 5_000_000;

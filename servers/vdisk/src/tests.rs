@@ -1,0 +1,608 @@
+use crate::{
+    change::State,
+    model::{Chance, Model, WINDOW},
+    requests::Rights,
+    serve::Server,
+    store::{BLOCK, DATA_FIRST},
+};
+use alloc::{
+    collections::BTreeMap,
+    format,
+    string::{String, ToString},
+    vec,
+    vec::Vec,
+};
+use proptest::prelude::*;
+use protocol::{
+    disk::{BLOCKS_MAX, COMPLETED, COMPLETION_ENTRIES, COMPLETIONS, ENTRIES, Kind, REQUESTS, Status},
+    service::vdisk::{DiskInfo, Request, Response, Wanted},
+};
+
+type Ticket = u32;
+
+/// The server on a model.
+struct System {
+    model: Model,
+    server: Server<Ticket>,
+    next: Ticket,
+    responses: BTreeMap<Ticket, Response>,
+}
+
+impl System {
+    fn new(seed: u64, blocks: u64) -> System {
+        let model = Model::new(seed, blocks, 8);
+        let mut system = System { model, server: Server::new(), next: 0, responses: BTreeMap::new() };
+        system.server.mount(blocks);
+        system
+    }
+
+    /// A round of the server, and perhaps of everything else.
+    fn round(&mut self) -> bool {
+        let busy = self.server.work(&mut self.model);
+        for _ in 0..self.model.chance.below(4) {
+            self.model.step();
+        }
+        if self.model.chance.one_in(3)
+            && let Some(vm) = self.model.page_in()
+        {
+            self.server.brought(vm);
+        }
+        if self.server.take_retry() {
+            self.server.unpark_all();
+        }
+        let _ = self.server.report(u64::MAX - 1);
+        while let Some((ticket, response)) = self.server.response() {
+            assert_eq!(self.responses.insert(ticket, response), None);
+        }
+        busy
+    }
+
+    /// Until nothing happens any more.
+    fn settle(&mut self) {
+        let mut quiet = 0;
+        for _ in 0..100_000 {
+            let busy = self.round();
+            quiet = if busy || !self.model.is_quiet() || !self.model.asked.is_empty() { 0 } else { quiet + 1 };
+            if quiet > 30 {
+                return;
+            }
+        }
+        panic!("it never comes to rest");
+    }
+
+    fn begin(&mut self, request: Request) -> Ticket {
+        self.next += 1;
+        if let Some(response) = self.server.request(&mut self.model, Rights::Loader, self.next, request) {
+            self.responses.insert(self.next, response);
+        }
+        self.next
+    }
+
+    fn ask(&mut self, request: Request) -> Response {
+        let ticket = self.begin(request);
+        for _ in 0..10_000 {
+            if let Some(response) = self.responses.remove(&ticket) {
+                return response;
+            }
+            self.round();
+        }
+        panic!("no answer");
+    }
+
+    fn create(&mut self, name: &str, blocks: u64) -> Response {
+        self.ask(Request::Create { name: name.into(), blocks })
+    }
+
+    fn find(&mut self, name: &str) -> Option<DiskInfo> {
+        match self.ask(Request::Find(name.into())) {
+            Response::Disk(info) => Some(info),
+            _ => None,
+        }
+    }
+
+    fn attach(&mut self, vm: u64, pages: u64, disks: &[(&str, bool)]) -> Response {
+        let at = match self.model.vms.get(&vm) {
+            Some(memory) => memory.at,
+            None => self.model.add_vm(vm, pages),
+        };
+        let length = self.model.vms[&vm].bytes.len() as u64;
+        let disks = disks.iter().map(|(name, read_only)| Wanted { name: (*name).into(), read_only: *read_only });
+        self.ask(Request::Attach { vm, at, queue: WINDOW, length, disks: disks.collect() })
+    }
+
+    fn restart(&mut self) {
+        self.model.forget_server();
+        self.server = Server::new();
+        self.responses.clear();
+        self.server.mount(self.model.blocks());
+    }
+}
+
+/// A guest that behaves: it never has two requests for a block under way of which one writes.
+struct Guest {
+    vm: u64,
+    submitted: u32,
+    completed: u32,
+    /// Requests under way, by entry: index, kind, disk, first block, blocks, value.
+    open: Vec<Option<Open>>,
+    disks: Vec<Contents>,
+}
+
+#[derive(Clone, Debug)]
+struct Open {
+    index: u32,
+    kind: Kind,
+    disk: usize,
+    block: u64,
+    count: u64,
+    value: u8,
+    /// For a flush: what was answered before, by block.
+    before: Vec<usize>,
+}
+
+/// What a disk may hold: for each block the values written, oldest first; the ones before `floor` are gone for good; `sure` if the last one
+/// is what reads find.
+struct Contents {
+    values: Vec<Vec<u8>>,
+    floor: Vec<usize>,
+    sure: Vec<bool>,
+    read_only: bool,
+}
+
+impl Contents {
+    fn new(blocks: u64, read_only: bool) -> Contents {
+        let blocks = blocks as usize;
+        Contents { values: vec![vec![0]; blocks], floor: vec![0; blocks], sure: vec![true; blocks], read_only }
+    }
+
+    fn check_read(&self, block: usize, bytes: &[u8]) {
+        let values = &self.values[block];
+        for sector in bytes.chunks(512) {
+            assert!(sector.iter().all(|byte| *byte == sector[0]));
+            let good = if self.sure[block] { values.last() == Some(&sector[0]) } else { values.contains(&sector[0]) };
+            assert!(good, "block {block} reads {}, written was {values:?}, sure: {}", sector[0], self.sure[block]);
+        }
+    }
+
+    fn check_after_cut(&self, block: usize, bytes: &[u8]) {
+        let allowed = &self.values[block][self.floor[block]..];
+        for sector in bytes.chunks(512) {
+            let good = sector.iter().all(|byte| *byte == sector[0]) && allowed.contains(&sector[0]);
+            assert!(good, "block {block} holds {}, allowed was {allowed:?}", sector[0]);
+        }
+    }
+}
+
+const PAGES: u64 = 1 + ENTRIES as u64 * 4;
+
+impl Guest {
+    fn new(vm: u64, disks: &[(u64, bool)]) -> Guest {
+        let disks = disks.iter().map(|(blocks, read_only)| Contents::new(*blocks, *read_only)).collect();
+        Guest { vm, submitted: 0, completed: 0, open: vec![None; ENTRIES], disks }
+    }
+
+    fn buffer(index: u32) -> usize {
+        4096 + index as usize % ENTRIES * 4 * BLOCK
+    }
+
+    fn submit(&mut self, system: &mut System, value: u8) {
+        let chance = &mut system.model.chance;
+        let slot = self.submitted as usize % ENTRIES;
+        let memory = system.model.vms.get_mut(&self.vm).expect("it is there");
+        // A guest that runs is in memory, and touches its own pages.
+        memory.here = true;
+        memory.missing.clear();
+        if self.open[slot].is_some() {
+            return;
+        }
+        let disk = chance.below(self.disks.len());
+        let blocks = self.disks[disk].values.len();
+        let block = chance.below(blocks);
+        let count = 1 + chance.below((blocks - block).min(4));
+        let kind = match chance.below(if self.disks[disk].read_only { 1 } else { 5 }) {
+            0 => Kind::Read,
+            1 => Kind::Flush,
+            _ => Kind::Write,
+        };
+        let overlaps = |open: &Open| {
+            open.disk == disk
+                && (open.block as usize) < block + count
+                && block < (open.block + open.count) as usize
+                && (kind == Kind::Write || open.kind == Kind::Write)
+        };
+        if kind != Kind::Flush && self.open.iter().flatten().any(overlaps) {
+            return;
+        }
+        let contents = &mut self.disks[disk];
+        let mut before = Vec::new();
+        let buffer = Self::buffer(self.submitted);
+        let (mut first, mut length) = (block as u64, count as u64);
+        match kind {
+            Kind::Write => {
+                memory.bytes[buffer..buffer + count * BLOCK].fill(value);
+                for block in block..block + count {
+                    contents.values[block].push(value);
+                    contents.sure[block] = false;
+                }
+            }
+            Kind::Read => memory.bytes[buffer..buffer + count * BLOCK].fill(0xee),
+            Kind::Flush => {
+                (first, length) = (0, 0);
+                // Of what is under way it is not known whether it is covered.
+                let open = |block: usize| {
+                    let covers =
+                        |open: &&Open| (open.block as usize..(open.block + open.count) as usize).contains(&block);
+                    self.open.iter().flatten().any(|o| o.disk == disk && o.kind == Kind::Write && covers(&o))
+                };
+                before = (0..blocks)
+                    .map(|block| {
+                        let last = contents.values[block].len() - 1;
+                        if open(block) || !contents.sure[block] { contents.floor[block] } else { last }
+                    })
+                    .collect();
+            }
+        }
+        let address = if kind == Kind::Flush { 0 } else { WINDOW + buffer as u64 };
+        let entry = REQUESTS + slot * 32;
+        let words = [u64::from(kind as u32) | (disk as u64) << 32, first, address, length];
+        for (place, word) in words.iter().enumerate() {
+            memory.bytes[entry + place * 8..][..8].copy_from_slice(&word.to_le_bytes());
+        }
+        self.open[slot] = Some(Open { index: self.submitted, kind, disk, block: first, count: length, value, before });
+        self.submitted = self.submitted.wrapping_add(1);
+        memory.bytes[..4].copy_from_slice(&self.submitted.to_le_bytes());
+        let at = memory.at;
+        system.server.rung(self.vm, at);
+    }
+
+    /// Takes answers.
+    fn look(&mut self, system: &System) {
+        let bytes = &system.model.vms[&self.vm].bytes;
+        let word = |offset: usize| u32::from_le_bytes(bytes[offset..offset + 4].try_into().unwrap());
+        while self.completed != word(COMPLETED) {
+            let place = COMPLETIONS + self.completed as usize % COMPLETION_ENTRIES * 8;
+            self.completed = self.completed.wrapping_add(1);
+            let (index, status) = (word(place), Status::from_u32(word(place + 4)));
+            let open = self.open[index as usize % ENTRIES].take().expect("an answer to a request");
+            assert_eq!(open.index, index);
+            let contents = &mut self.disks[open.disk];
+            let blocks = open.block as usize..(open.block + open.count) as usize;
+            match (open.kind, status) {
+                (Kind::Read, Status::Ok) => {
+                    let buffer = Self::buffer(index);
+                    for (place, block) in blocks.enumerate() {
+                        contents.check_read(block, &bytes[buffer + place * BLOCK..][..BLOCK]);
+                    }
+                }
+                (Kind::Write, Status::Ok) => blocks.for_each(|block| {
+                    assert_eq!(contents.values[block].last(), Some(&open.value));
+                    contents.sure[block] = true;
+                }),
+                (Kind::Flush, Status::Ok) => {
+                    for (floor, before) in contents.floor.iter_mut().zip(&open.before) {
+                        *floor = (*floor).max(*before);
+                    }
+                }
+                (_, Status::Failed) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    fn has_open(&self) -> bool {
+        self.open.iter().any(Option::is_some)
+    }
+}
+
+fn disk_bytes(system: &System, name: &str) -> Option<Vec<u8>> {
+    let table = &system.server.changes.store()?.table;
+    let disk = table.get(name)?;
+    let block = |block| disk.place(block, 1).unwrap().first as usize * BLOCK;
+    Some((0..disk.blocks).flat_map(|b| system.model.medium[block(b)..block(b) + BLOCK].to_vec()).collect())
+}
+
+/// Two honest guests, one mad one, a clumsy operator, and everything that can go wrong, from one seed.
+fn storm(seed: u64, rounds: usize, fails: usize, slow_pager: bool, restarts: bool) {
+    let mut system = System::new(seed, DATA_FIRST + 100);
+    // In pieces: between what is deleted again.
+    for (name, blocks) in [("x", 10), ("p", 5), ("y", 10), ("q", 5), ("z", 70)] {
+        assert_eq!(system.create(name, blocks), Response::Done);
+    }
+    for name in ["x", "y", "z"] {
+        assert_eq!(system.ask(Request::Delete(name.into())), Response::Done);
+    }
+    assert_eq!(system.create("a", 75), Response::Done);
+    assert_eq!(system.create("mad", 5), Response::Done);
+    let attach_all = |system: &mut System| {
+        assert_eq!(system.attach(1, PAGES, &[("a", false), ("p", true)]), Response::Done);
+        assert_eq!(system.attach(2, PAGES, &[("p", true), ("q", false)]), Response::Done);
+        assert_eq!(system.attach(3, 3, &[("mad", false), ("p", true)]), Response::Done);
+    };
+    attach_all(&mut system);
+    let mut guests = [Guest::new(1, &[(75, false), (5, true)]), Guest::new(2, &[(5, true), (5, false)])];
+    system.model.fails = fails;
+    system.model.slow_pager = slow_pager;
+    let mut mad = Chance(seed ^ 77);
+    let mut disks: BTreeMap<String, Option<u64>> = BTreeMap::new();
+    let mut asked: Vec<(Ticket, String, Option<u64>)> = Vec::new();
+    for round in 0..rounds {
+        for guest in &mut guests {
+            if system.model.chance.one_in(2) {
+                guest.submit(&mut system, (round % 251) as u8 + 1);
+            }
+            guest.look(&system);
+        }
+        if mad.one_in(4) {
+            let memory = system.model.vms.get_mut(&3).unwrap();
+            for _ in 0..mad.below(40) {
+                let offset = if mad.one_in(2) { mad.below(64) } else { mad.below(1600) };
+                let limit = if mad.one_in(2) { 4 } else { 256 };
+                memory.bytes[offset] = mad.below(limit) as u8;
+            }
+            // Now and then something that nearly makes sense.
+            let entry = REQUESTS + mad.below(ENTRIES) * 32;
+            let words = [
+                mad.below(3) as u64,
+                mad.below(6) as u64,
+                WINDOW + mad.below(3) as u64 * 4096,
+                1 + mad.below(2) as u64,
+            ];
+            for (place, word) in words.iter().enumerate() {
+                memory.bytes[entry + place * 8..][..8].copy_from_slice(&word.to_le_bytes());
+            }
+            let at = memory.at;
+            system.server.rung(3, at);
+        }
+        if slow_pager && system.model.chance.one_in(5) {
+            let vm = 1 + system.model.chance.below(3) as u64;
+            let page = system.model.chance.below(PAGES as usize) as u64;
+            let gone = system.model.chance.one_in(4);
+            let memory = system.model.vms.get_mut(&vm).unwrap();
+            memory.missing.insert(page);
+            memory.missing.insert(0);
+            memory.here &= !gone;
+        }
+        if system.model.chance.one_in(20) {
+            let name = format!("n{}", system.model.chance.below(3));
+            let blocks = 1 + system.model.chance.below(3) as u64;
+            let (request, wanted) = match system.model.chance.one_in(2) {
+                true => (Request::Create { name: name.clone(), blocks }, Some(blocks)),
+                false => (Request::Delete(name.clone()), None),
+            };
+            asked.push((system.begin(request), name, wanted));
+        }
+        system.round();
+        // What is answered is so from then on; what failed may be either.
+        asked.retain(|(ticket, name, wanted)| match system.responses.remove(ticket) {
+            Some(Response::Done) => {
+                disks.insert(name.clone(), *wanted);
+                false
+            }
+            Some(Response::Failed(_)) => {
+                disks.remove(name);
+                false
+            }
+            Some(_) => false,
+            None => true,
+        });
+        if restarts && system.model.chance.one_in(60) {
+            asked.drain(..).for_each(|(_, name, _)| _ = disks.remove(&name));
+            let fails = core::mem::take(&mut system.model.fails);
+            system.restart();
+            attach_all(&mut system);
+            system.model.fails = fails;
+        }
+    }
+    // At rest all is answered, and no slot is lost.
+    let mut after = Server::new();
+    if seed.is_multiple_of(2) {
+        for _ in 0..300 {
+            system.settle();
+            guests.iter_mut().for_each(|guest| guest.look(&system));
+            if !guests.iter().any(Guest::has_open) {
+                break;
+            }
+        }
+        for guest in &guests {
+            assert!(!guest.has_open(), "VM {} waits for {:?}", guest.vm, guest.open.iter().flatten().next());
+        }
+        assert_eq!((system.model.free(), system.server.under_way()), (8, 0));
+        assert!(guests.iter().all(|guest| system.model.vms[&guest.vm].raised > 0));
+        asked.retain(|(ticket, name, _)| {
+            disks.remove(name);
+            !system.responses.contains_key(ticket)
+        });
+        assert!(asked.is_empty());
+    } else {
+        asked.drain(..).for_each(|(_, name, _)| _ = disks.remove(&name));
+    }
+    system.model.cut();
+    system.model.fails = 0;
+    core::mem::swap(&mut system.server, &mut after);
+    system.server.mount(system.model.blocks());
+    system.settle();
+    assert!(matches!(system.server.changes.state(), State::Open(_)), "{:?}", system.server.changes.state());
+    for (guest, disk, name) in [(0, 0, "a"), (1, 1, "q")] {
+        let bytes = disk_bytes(&system, name).expect("a disk in use");
+        let contents = &guests[guest].disks[disk];
+        bytes.chunks(BLOCK).enumerate().for_each(|(block, bytes)| contents.check_after_cut(block, bytes));
+    }
+    assert!(disk_bytes(&system, "p").unwrap().iter().all(|byte| *byte == 0), "nobody may write this one");
+    for (name, wanted) in disks {
+        assert_eq!(disk_bytes(&system, &name).map(|bytes| (bytes.len() / BLOCK) as u64), wanted, "{name}");
+    }
+    for name in ["n0", "n1", "n2"] {
+        assert!(
+            disk_bytes(&system, name).is_none_or(|bytes| bytes.iter().all(|byte| *byte == 0)),
+            "a new disk is empty"
+        );
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn a_quiet_machine(seed: u64) {
+        storm(seed, 300, 0, false, false);
+    }
+
+    #[test]
+    fn memory_comes_and_goes(seed: u64) {
+        storm(seed, 300, 0, true, false);
+    }
+
+    #[test]
+    fn the_disk_fails_and_the_server_dies(seed: u64) {
+        storm(seed, 400, 15, true, true);
+    }
+}
+
+#[test]
+fn a_disk_is_written_by_one_or_read_by_many() {
+    let mut system = System::new(1, DATA_FIRST + 50);
+    assert_eq!(system.create("a", 5), Response::Done);
+    assert_eq!(system.create("a", 5), Response::Exists);
+    assert_eq!(system.create("b/", 5), Response::BadArgument);
+    assert_eq!(system.create("b", 46), Response::Full);
+    assert_eq!(system.attach(1, 4, &[("b", true)]), Response::NotFound);
+    assert_eq!(system.attach(1, 4, &[("a", false), ("a", true)]), Response::InUse);
+    assert_eq!(system.attach(1, 4, &[("a", true); 5]), Response::BadArgument);
+    assert_eq!(system.attach(1, 4, &[("a", true)]), Response::Done);
+    assert_eq!(system.attach(2, 4, &[("a", true)]), Response::Done);
+    assert_eq!(system.attach(3, 4, &[("a", false)]), Response::InUse);
+    assert_eq!(system.ask(Request::Delete("a".into())), Response::InUse);
+    assert_eq!(system.find("a"), Some(DiskInfo { name: "a".into(), blocks: 5, users: 2, written: false }));
+    assert_eq!(system.ask(Request::Detach(1)), Response::Done);
+    assert_eq!(system.ask(Request::Detach(1)), Response::NotFound);
+    assert_eq!(system.ask(Request::IsAttached(1)), Response::NotFound);
+    assert_eq!(system.ask(Request::IsAttached(2)), Response::Done);
+    // The other one ended without a word.
+    system.model.vms.remove(&2);
+    assert_eq!(system.attach(3, 4, &[("a", false)]), Response::Done);
+    assert_eq!(system.attach(4, 4, &[("a", true)]), Response::InUse);
+    // The loader was restarted.
+    assert_eq!(system.attach(3, 4, &[("a", false)]), Response::Done);
+    assert!(system.find("a").unwrap().written);
+    assert_eq!(system.ask(Request::Space), Response::Space(50, 45));
+}
+
+#[test]
+fn clients_have_rights() {
+    let mut system = System::new(1, DATA_FIRST + 50);
+    system.settle();
+    let mut ask = |rights, request| system.server.request(&mut system.model, rights, 0, request);
+    assert_eq!(ask(Rights::of("console"), Request::Delete("a".into())), Some(Response::Denied));
+    assert_eq!(ask(Rights::of("supervisor"), Request::Detach(1)), Some(Response::Denied));
+    assert_eq!(ask(Rights::of("swap"), Request::Space), Some(Response::Space(50, 50)));
+    assert_eq!(ask(Rights::of("supervisor"), Request::Delete("a".into())), Some(Response::NotFound).filter(|_| false));
+}
+
+#[test]
+fn a_store_that_cannot_be_used_says_why() {
+    let mut system = System::new(1, DATA_FIRST + 50);
+    system.model.medium[5] = 1;
+    let before = system.model.medium.clone();
+    let Response::NoStore(why) = system.create("a", 1) else { panic!() };
+    assert!(why.contains("something else"), "{why}");
+    let Response::NoStore(_) = system.attach(1, 4, &[]) else { panic!() };
+    assert_eq!(system.model.medium, before);
+    let mut system = System::new(1, DATA_FIRST + 50);
+    system.model.fails = 1;
+    let Response::NoStore(why) = system.create("a", 1) else { panic!() };
+    assert_eq!(why, "the table of disks cannot be read: input/output error");
+    assert!(system.server.notes()[0].contains("no virtual disks"));
+}
+
+#[test]
+fn a_change_that_failed_is_written_again_before_anything_relies_on_it() {
+    let mut system = System::new(1, DATA_FIRST + 50);
+    assert_eq!(system.create("a", 5), Response::Done);
+    system.model.fails = 1;
+    assert!(matches!(system.ask(Request::Delete("a".into())), Response::Failed(_)));
+    assert!(matches!(system.attach(1, 4, &[("a", false)]), Response::Failed(_)));
+    system.model.fails = 0;
+    assert_eq!(system.attach(1, 4, &[("a", false)]), Response::Done);
+    system.settle();
+    system.model.cut();
+    system.restart();
+    assert!(system.find("a").is_some());
+}
+
+#[test]
+fn errors_are_those_of_the_protocol() {
+    let mut system = System::new(3, DATA_FIRST + 50);
+    assert_eq!(system.create("a", 5), Response::Done);
+    assert_eq!(system.create("r", 5), Response::Done);
+    assert_eq!(system.attach(1, 40, &[("a", false), ("r", true)]), Response::Done);
+    let requests: [([u64; 4], Status); 9] = [
+        ([0, 0, WINDOW + 4096, 5], Status::Ok),
+        ([0, 1, WINDOW + 4096, 5], Status::OutOfRange),
+        ([0, u64::MAX, WINDOW + 4096, 1], Status::OutOfRange),
+        ([1 | 1 << 32, 0, WINDOW + 4096, 1], Status::ReadOnly),
+        ([2 | 1 << 32, 0, 0, 0], Status::Ok),
+        ([2 << 32, 0, WINDOW + 4096, 1], Status::NoDisk),
+        ([0, 0, WINDOW + 4096, u64::from(BLOCKS_MAX) + 1], Status::BadRequest),
+        ([9, 0, WINDOW + 4096, 1], Status::BadRequest),
+        ([1, 0, WINDOW + 39 * 4096 + 8, 1], Status::BadRequest),
+    ];
+    let memory = system.model.vms.get_mut(&1).unwrap();
+    for (index, (words, _)) in requests.iter().enumerate() {
+        for (place, word) in words.iter().enumerate() {
+            memory.bytes[REQUESTS + index * 32 + place * 8..][..8].copy_from_slice(&word.to_le_bytes());
+        }
+    }
+    memory.bytes[0] = requests.len() as u8;
+    let at = memory.at;
+    system.server.rung(1, at);
+    system.settle();
+    let bytes = &system.model.vms[&1].bytes;
+    assert_eq!(usize::from(bytes[COMPLETED]), requests.len());
+    for place in 0..requests.len() {
+        let entry = &bytes[COMPLETIONS + place * 8..][..8];
+        assert_eq!(Status::from_u32(entry[4].into()), requests[usize::from(entry[0])].1, "request {}", entry[0]);
+    }
+    // A disk that fails.
+    system.model.fails = 1;
+    system.model.vms.get_mut(&1).unwrap().bytes[0] = requests.len() as u8 + 1;
+    system.server.rung(1, at);
+    system.server.work(&mut system.model);
+    assert_eq!(system.server.report(0), None);
+    let entry = REQUESTS + requests.len() * 32;
+    let memory = system.model.vms.get_mut(&1).unwrap();
+    for (place, word) in [0, 0, WINDOW + 4096, 1].iter().enumerate() {
+        memory.bytes[entry + place * 8..][..8].copy_from_slice(&u64::to_le_bytes(*word));
+    }
+    memory.bytes[0] += 1;
+    memory.bytes.copy_within(entry..entry + 32, entry + 32);
+    system.server.rung(1, at);
+    for _ in 0..10 {
+        system.server.work(&mut system.model);
+        system.model.step();
+    }
+    assert_eq!(
+        system.server.report(0).unwrap().to_string(),
+        "disk a: reading 1 blocks from 0 on for VM 1: input/output error"
+    );
+}
+
+#[test]
+fn one_flush_serves_all_who_wait() {
+    let mut system = System::new(3, DATA_FIRST + 50);
+    for vm in 1..=6 {
+        assert_eq!(system.create(&format!("d{vm}"), 2), Response::Done);
+        assert_eq!(system.attach(vm, 2, &[(&format!("d{vm}"), false)]), Response::Done);
+    }
+    system.settle();
+    for vm in 1..=6 {
+        let memory = system.model.vms.get_mut(&vm).unwrap();
+        memory.bytes[REQUESTS] = Kind::Flush as u8;
+        memory.bytes[0] = 1;
+        let at = memory.at;
+        system.server.rung(vm, at);
+    }
+    system.server.work(&mut system.model);
+    assert_eq!((system.model.free(), system.server.under_way()), (7, 6));
+    system.settle();
+    assert!(system.model.vms.values().all(|memory| memory.bytes[COMPLETED] == 1));
+}

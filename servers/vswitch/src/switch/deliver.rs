@@ -1,0 +1,362 @@
+//! Steps 3 to 6 of a round: packets to where they go.
+
+use super::{HEADERS, HELD, INDICES, LENGTHS, Origin, Packet, RECEIVERS, Receiver, Round, Switch, Way};
+use crate::{
+    away::{BUFFER, HELD_EACH, HeldPacket},
+    header::LOOK,
+    memory::{Copy, Fate, Memory, Place},
+    queue::{Own, Page, WHOLE, receive_length},
+};
+use protocol::nic::SWITCH_INDICES;
+
+/// Where a buffer for held packets is.
+pub(super) const fn buffer_place(buffer: u16) -> Place {
+    Place::Scratch(HELD + buffer as usize * BUFFER)
+}
+
+impl Switch {
+    /// Steps 3 to 6 for all packets of the round; then the round's lists are empty, but for the turns.
+    pub(super) fn deliver(&mut self, memory: &mut impl Memory) {
+        self.read_receivers(memory);
+        self.plan(memory);
+        self.copy(memory);
+        self.note_fates();
+        self.divert(memory);
+        let now = memory.now();
+        self.commit(now);
+        self.write_lengths(memory);
+        self.write_indices(memory);
+        self.round.packets.clear();
+        self.round.receivers.clear();
+    }
+
+    /// Step 3. A receiver whose page is not in memory is deaf until it is.
+    fn read_receivers(&mut self, memory: &mut impl Memory) {
+        for index in 0..self.round.receivers.len() {
+            let Receiver { port: id, deaf: false, .. } = self.round.receivers[index] else {
+                continue;
+            };
+            let address = self.ports.get(id).map_or(0, |port| port.window.address());
+            let to = Place::Scratch(RECEIVERS + index * WHOLE);
+            self.round.copies.push(Copy { from: self.place(id, address), to, length: WHOLE });
+        }
+        self.copy(memory);
+        let mut fates = self.round.fates.iter().copied();
+        for (index, receiver) in self.round.receivers.iter_mut().enumerate().filter(|(_, receiver)| !receiver.deaf) {
+            match fates.next() {
+                Some(Fate::Done) => {
+                    let page = Page(&memory.scratch()[RECEIVERS + index * WHOLE..][..WHOLE]);
+                    if let Some(port) = self.ports.get_mut(receiver.port) {
+                        port.know(page.own());
+                    }
+                }
+                Some(Fate::SourceAway) => {
+                    receiver.deaf = true;
+                    self.waits.deafen(receiver.port);
+                }
+                // Its page cannot be had: it has no buffers.
+                _ => receiver.broken = true,
+            }
+        }
+    }
+
+    /// Plans step 4: the copies of each packet.
+    fn plan(&mut self, memory: &mut impl Memory) {
+        for index in 0..self.round.packets.len() {
+            let packet = self.round.packets[index];
+            let to = match packet.way {
+                Way::Vm(place) if self.round.receivers[place].deaf => {
+                    self.plan_hold(index, place);
+                    continue;
+                }
+                Way::Vm(place) => match self.buffer(place, packet.length, memory) {
+                    Some(to) => to,
+                    None => {
+                        self.round.packets[index].way = Way::NoBuffer(place);
+                        continue;
+                    }
+                },
+                Way::Uplink(ahead) => {
+                    if let Some(look) = look(&packet) {
+                        self.uplink.write_header(ahead, &memory.scratch()[HEADERS + index * LOOK..][..look]);
+                    }
+                    Place::Uplink(self.uplink.send_place(ahead))
+                }
+                _ => continue,
+            };
+            self.plan_copies(index, to, !matches!(packet.way, Way::Uplink(_)));
+        }
+    }
+
+    /// The copies of a packet. What was decided by comes from the switch, not again from the sender; `header`: whether
+    /// that is to be copied too.
+    fn plan_copies(&mut self, index: usize, to: Place, header: bool) {
+        let Round { packets, copies, .. } = &mut self.round;
+        let packet = &mut packets[index];
+        let first = copies.len();
+        let looked = look(packet).unwrap_or(0);
+        if looked > 0 && header {
+            copies.push(Copy { from: Place::Scratch(HEADERS + index * LOOK), to, length: looked });
+        }
+        if packet.length > looked {
+            let (from, length) = (packet.from.after(looked), packet.length - looked);
+            copies.push(Copy { from, to: to.after(looked), length });
+        }
+        packet.copies = (first, copies.len());
+        packet.fate = Fate::Done;
+    }
+
+    /// Plans to hold a packet for a receiver that is not in memory; if there is no room it is dropped.
+    fn plan_hold(&mut self, index: usize, place: usize) {
+        if self.round.packets[index].origin == Origin::Held {
+            self.round.packets[index].way = Way::Stay;
+            return;
+        }
+        let receiver = &mut self.round.receivers[place];
+        let room = self.waits.held(receiver.port) + receiver.holding < HELD_EACH;
+        match if room { self.waits.take_buffer() } else { None } {
+            Some(buffer) => {
+                receiver.holding += 1;
+                self.round.packets[index].way = Way::Hold(place, buffer);
+                self.plan_copies(index, buffer_place(buffer), true);
+            }
+            None => self.round.packets[index].way = Way::NoBuffer(place),
+        }
+    }
+
+    /// The next free buffer of a receiver.
+    fn buffer(&mut self, place: usize, length: usize, memory: &mut impl Memory) -> Option<Place> {
+        let receiver = &mut self.round.receivers[place];
+        let port = self.ports.get(receiver.port).filter(|_| !receiver.broken)?;
+        let own = port.own()?;
+        let page = Page(&memory.scratch()[RECEIVERS + place * WHOLE..][..WHOLE]);
+        if page.offered(own.arrived) <= receiver.planned {
+            return None;
+        }
+        let entry = page.receive(own.arrived.wrapping_add(receiver.planned), length, port.window)?;
+        receiver.planned += 1;
+        let id = receiver.port;
+        Some(self.place(id, entry.address))
+    }
+
+    /// What became of the copies of each packet.
+    fn note_fates(&mut self) {
+        let Round { packets, fates, .. } = &mut self.round;
+        for packet in packets {
+            let (first, end) = core::mem::take(&mut packet.copies);
+            let failed = fates.get(first..end).unwrap_or_default().iter().find(|fate| **fate != Fate::Done);
+            packet.fate = failed.copied().unwrap_or(packet.fate);
+        }
+    }
+
+    /// Step 4 once more for packets whose receiver turned out not to be in memory: they are held, and so is what comes after them.
+    fn divert(&mut self, memory: &mut impl Memory) {
+        for index in 0..self.round.packets.len() {
+            let Packet { way: Way::Vm(place), fate, .. } = self.round.packets[index] else {
+                continue;
+            };
+            if fate == Fate::DestinationAway {
+                self.round.receivers[place].deaf = true;
+                self.waits.deafen(self.round.receivers[place].port);
+            }
+            if self.round.receivers[place].deaf && !matches!(fate, Fate::SourceFailed | Fate::SourceAway) {
+                self.plan_hold(index, place);
+            }
+        }
+        if !self.round.copies.is_empty() {
+            self.copy(memory);
+            self.note_fates();
+        }
+    }
+
+    /// What became of each packet, in order. A buffer that was planned for but not filled would leave a gap: what comes
+    /// after it for the same receiver is tried again in the next round, and so is all that comes after that of the same
+    /// sender, which keeps each sender's packets in order.
+    fn commit(&mut self, now: u64) {
+        let mut uplink_blocked = false;
+        for index in 0..self.round.packets.len() {
+            let Packet { origin, length, way, fate, .. } = self.round.packets[index];
+            let turn = if let Origin::Turn(turn) = origin { Some(turn) } else { None };
+            let waits = turn.is_some_and(|turn| self.round.turns[turn].blocked)
+                || matches!(way, Way::Later)
+                || fate == Fate::SourceAway;
+            let gap = match way {
+                Way::Vm(place) => self.round.receivers[place].blocked,
+                Way::Uplink(_) => uplink_blocked,
+                _ => false,
+            };
+            if waits || gap || fate != Fate::Done {
+                match way {
+                    Way::Vm(place) => self.round.receivers[place].blocked = true,
+                    Way::Uplink(_) => uplink_blocked = true,
+                    _ => {}
+                }
+            }
+            if let (Way::Hold(place, buffer), false, Fate::Done) = (way, waits, fate) {
+                let held = HeldPacket { buffer, length: length as u16, since: now };
+                if self.waits.hold(self.round.receivers[place].port, held) {
+                    self.taken(turn, true);
+                    continue;
+                }
+            }
+            if let Way::Hold(_, buffer) = way {
+                self.waits.free_buffer(buffer);
+            }
+            match (origin, way) {
+                (Origin::Turn(turn), _) if waits || gap => {
+                    self.round.turns[turn].blocked = true;
+                    self.round.turns[turn].away |= fate == Fate::SourceAway;
+                }
+                (Origin::Uplink, Way::Vm(place)) if gap => self.drop_for(place),
+                (Origin::Held, _) if gap => {}
+                (_, Way::Vm(place)) => {
+                    match fate {
+                        Fate::Done => self.arrived(place, length),
+                        Fate::SourceFailed => {}
+                        _ => self.drop_for(place),
+                    }
+                    self.done_with(origin, place, fate != Fate::SourceFailed);
+                }
+                (_, Way::NoBuffer(place)) => {
+                    self.drop_for(place);
+                    self.done_with(origin, place, true);
+                }
+                // It could not be held after all: the sender's fault, or nobody's.
+                (_, Way::Hold(place, _)) => {
+                    if fate != Fate::SourceFailed {
+                        self.drop_for(place);
+                    }
+                    self.taken(turn, fate != Fate::SourceFailed);
+                }
+                (_, Way::Uplink(_)) => {
+                    if fate == Fate::Done {
+                        self.uplink.put_up(length);
+                    }
+                    self.taken(turn, fate == Fate::Done);
+                }
+                (_, Way::Nobody) => self.taken(turn, true),
+                (_, Way::Refused) => self.taken(turn, false),
+                (_, Way::Later | Way::Stay) => {}
+            }
+        }
+    }
+
+    /// A packet for a receiver is done with, wherever it came from.
+    fn done_with(&mut self, origin: Origin, place: usize, sent: bool) {
+        match origin {
+            Origin::Turn(turn) => self.taken(Some(turn), sent),
+            Origin::Held => self.waits.release(self.round.receivers[place].port),
+            Origin::Uplink => {}
+        }
+    }
+
+    /// A packet of a sender is done with: sent, or refused.
+    fn taken(&mut self, turn: Option<usize>, sent: bool) {
+        let Some(turn) = turn.and_then(|turn| self.round.turns.get_mut(turn)) else {
+            return;
+        };
+        turn.taken += 1;
+        if let Some(port) = self.ports.get_mut(turn.port) {
+            let (counted, refused) = (u32::from(sent), u32::from(!sent));
+            port.counters.sent = port.counters.sent.wrapping_add(counted);
+            port.counters.refused = port.counters.refused.wrapping_add(refused);
+            if let Some(own) = port.own_mut() {
+                own.taken = own.taken.wrapping_add(1);
+                own.refused = own.refused.wrapping_add(refused);
+            }
+        }
+    }
+
+    /// A packet has arrived; its length is written in step 5.
+    fn arrived(&mut self, place: usize, length: usize) {
+        let receiver = &mut self.round.receivers[place];
+        receiver.filled += 1;
+        if let Some(port) = self.ports.get_mut(receiver.port) {
+            port.counters.received = port.counters.received.wrapping_add(1);
+            if let Some(own) = port.own_mut() {
+                self.round.lengths.push((receiver.port, own.arrived, length as u32));
+                own.arrived = own.arrived.wrapping_add(1);
+            }
+        }
+    }
+
+    fn drop_for(&mut self, place: usize) {
+        let receiver = &mut self.round.receivers[place];
+        receiver.dropped = true;
+        if let Some(port) = self.ports.get_mut(receiver.port) {
+            port.drop_one();
+        }
+    }
+
+    /// Step 5. A VM whose queue page has gone meanwhile gets its lengths when it is back.
+    fn write_lengths(&mut self, memory: &mut impl Memory) {
+        let lengths = core::mem::take(&mut self.round.lengths);
+        for (index, (id, entry, length)) in lengths.iter().enumerate() {
+            let offset = LENGTHS + index * 4;
+            memory.scratch()[offset..offset + 4].copy_from_slice(&length.to_le_bytes());
+            let window = self.ports.get(*id).map_or(0, |port| port.window.address());
+            let to = self.place(*id, window.wrapping_add(receive_length(*entry) as u64));
+            self.round.copies.push(Copy { from: Place::Scratch(offset), to, length: 4 });
+        }
+        self.copy(memory);
+        for (index, length) in lengths.iter().enumerate() {
+            if self.round.fates.get(index) == Some(&Fate::DestinationAway)
+                && let Some(wait) = self.waits.get_mut(length.0)
+            {
+                wait.deaf = true;
+                wait.owe_length(length.1, length.2);
+            }
+        }
+        self.round.lengths = lengths;
+        self.round.lengths.clear();
+    }
+
+    /// Step 6: indices, then the interrupts.
+    fn write_indices(&mut self, memory: &mut impl Memory) {
+        let Round { receivers, turns, changed, .. } = &mut self.round;
+        let mut changed = core::mem::take(changed);
+        let received = receivers.iter().filter(|receiver| receiver.filled > 0 || receiver.dropped);
+        changed.extend(received.map(|receiver| (receiver.port, receiver.filled > 0)));
+        changed.extend(turns.iter().filter(|turn| turn.taken > 0).map(|turn| (turn.port, true)));
+        // Once each: a VM that both sends and receives is told once.
+        changed.sort_unstable_by_key(|(port, told)| (*port, !*told));
+        changed.dedup_by_key(|(port, _)| *port);
+        changed.retain(|(id, told)| match self.waits.get_mut(*id) {
+            // It is not there, or lacks lengths: it gets them, and is told, when it is back.
+            Some(wait) if !wait.lengths.is_empty() || !wait.back && wait.deaf && !*told => {
+                wait.owes = true;
+                wait.raise |= *told;
+                false
+            }
+            _ => self.ports.get(*id).is_some_and(|port| port.own().is_some()),
+        });
+        for (index, (id, _)) in changed.iter().enumerate() {
+            let Some(port) = self.ports.get(*id) else { continue };
+            let offset = INDICES + index * Own::LENGTH;
+            let own = port.own().unwrap_or_default();
+            memory.scratch()[offset..offset + Own::LENGTH].copy_from_slice(&own.to_bytes());
+            let to = self.place(*id, port.window.address().wrapping_add(SWITCH_INDICES as u64));
+            self.round.copies.push(Copy { from: Place::Scratch(offset), to, length: Own::LENGTH });
+        }
+        self.copy(memory);
+        for (index, (id, told)) in changed.iter().enumerate() {
+            match self.round.fates.get(index) {
+                Some(Fate::DestinationAway) => {
+                    if let Some(wait) = self.waits.get_mut(*id) {
+                        (wait.deaf, wait.owes) = (true, true);
+                        wait.raise |= told;
+                    }
+                }
+                _ if *told => self.tell(memory, *id),
+                _ => {}
+            }
+        }
+        changed.clear();
+        self.round.changed = changed;
+    }
+}
+
+/// How many bytes of a packet the switch has looked at and has itself: those of a VM's.
+fn look(packet: &Packet) -> Option<usize> {
+    matches!(packet.origin, Origin::Turn(_)).then(|| packet.length.min(LOOK))
+}
