@@ -3,9 +3,11 @@
 //! * [`qemu`]: its command line.
 //! * [`serial`]: its serial line.
 //! * [`http`]: asking its VMs for pages.
+//! * [`lan`]: a host on the VMs' own network, which reaches each by its address.
 //! * [`ports`]: which ports of the host lead to which VM.
 
 pub mod http;
+pub mod lan;
 pub mod ports;
 pub mod qemu;
 pub mod serial;
