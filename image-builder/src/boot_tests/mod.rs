@@ -11,6 +11,7 @@ mod echo;
 mod frames;
 pub mod harness;
 mod hostile;
+mod lan;
 mod restart;
 mod web;
 
@@ -43,7 +44,8 @@ pub struct BootTest {
 
 /// All tests.
 pub fn all() -> Vec<BootTest> {
-    [web::TESTS, echo::TESTS, frames::TESTS, hostile::TESTS, restart::TESTS, damage::TESTS, disk::TESTS].concat()
+    [web::TESTS, echo::TESTS, frames::TESTS, lan::TESTS, hostile::TESTS, restart::TESTS, damage::TESTS, disk::TESTS]
+        .concat()
 }
 
 /// How many tests passed and failed.
