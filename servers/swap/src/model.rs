@@ -189,11 +189,11 @@ impl Model {
 
     /// Events that wait in the queue of traps.
     pub fn collect(&mut self, most: usize) -> Vec<Event> {
-        let waiting = self.domains.values_mut().filter(|domain| domain.queued).take(most);
+        let waiting = self.domains.iter_mut().filter(|(_, domain)| domain.queued).take(most);
         waiting
-            .map(|domain| {
+            .map(|(frame, domain)| {
                 domain.queued = false;
-                domain.trap.unwrap()
+                Event { frame: *frame, generation: domain.generation.into(), ..domain.trap.unwrap() }
             })
             .collect()
     }
@@ -239,7 +239,7 @@ impl Model {
     }
 
     fn map_one(&mut self, vm: VmRef, operation: &MapOperation, budget: &mut u32) -> Result<(), (Error, u32)> {
-        assert!(operation.address.is_multiple_of(PAGE) && operation.reserved == 0);
+        assert!(operation.address.is_multiple_of(PAGE) && operation.address >= PAGE && operation.reserved == 0);
         let access = Access::from_bits(operation.access).unwrap();
         assert!(!access.contains(Access::WRITE | Access::EXECUTE), "write xor execute");
         for page in 0..operation.count {
@@ -451,6 +451,9 @@ impl Machine for Model {
         };
         (state.clock, state.pending) = (NEVER, domain.pending);
         state.registers[3] = domain.register;
+        if let Some(trap) = domain.trap {
+            state.trap = [u64::from(trap.kind) | u64::from(trap.code) << 32, trap.address, trap.instruction];
+        }
         (state.cpu_ticks, state.switches) = (domain.time, domain.switches);
         state.windows = domain.parameters.windows.map(|window| [window.address, window.length]);
         Ok(())
@@ -470,6 +473,11 @@ impl Machine for Model {
         domain.held = true;
         domain.pending = state.pending;
         domain.register = state.registers[3];
+        let [kind, address, instruction] = state.trap;
+        let tag = domain.parameters.tag;
+        let (kind, code) = (kind as u32, (kind >> 32) as u32);
+        domain.trap =
+            (kind != 0).then_some(Event { tag, kind, code, address, instruction, value: 13, ..Event::default() });
         (domain.time, domain.switches) = (state.cpu_ticks, state.switches);
         domain.parameters.windows = windows;
         Ok(())

@@ -92,15 +92,16 @@ pub struct VmRecord {
     state: u8,
     /// Chunks of its last segment, suspended as it is.
     pub last: u8,
-    reserved: [u8; 2],
+    /// Frames that it is to find free when it comes back: the more, the oftener it had to leave in the middle of its work.
+    pub room: u16,
 
     // -- made anew by a restarted pager --
     /// Its frames.
     pub frames: List,
     /// Its neighbours among those in memory (places + 1).
     pub ring: [u32; 2],
-    /// Since when it is in memory, in nanoseconds since kernel entry.
-    pub since: u64,
+    /// Since when it is in memory, in ticks since kernel entry.
+    pub since: u32,
     /// Times that it had been switched to when the clock last came by.
     pub seen: u32,
     /// The page that it waits for.
@@ -111,6 +112,8 @@ pub struct VmRecord {
     idle_place: u32,
     /// Reads and writes of its region that are under way.
     pub under_way: u16,
+    /// Free frames that are kept for it, for a while after it has come back.
+    pub grace: u16,
     /// How it touched the page that it waits for, + 1; 0: it waits for none.
     pub fault: u8,
     /// Flags.
@@ -222,7 +225,7 @@ impl VmRecord {
     pub fn forget(&mut self) {
         (self.frames, self.ring, self.since, self.seen, self.faults) = (List::default(), [0; 2], 0, 0, 0);
         (self.under_way, self.flags, self.waiting, self.failures, self.quiet) = (0, 0, 0, 0, 0);
-        (self.idle_place, self.idle_faults) = (0, 0);
+        (self.idle_place, self.idle_faults, self.grace) = (0, 0, 0);
         self.set_fault(None);
     }
 }

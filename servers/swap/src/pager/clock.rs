@@ -3,7 +3,7 @@
 //! The hand goes round the VMs that are in memory, VM by VM, so that what leaves together lay together. A page that was used since the hand last
 //! came by gets its VM's *virtual time*, the processor time the VM has used; one that was not, and whose time stamp is older than a
 //! window, is not in the working set and leaves. A VM that did nothing at all for a whole lap leaves whole ([`super::suspend`]), which makes
-//! an idle VM cheap and its return one sequential read. So does, while others wait, a VM of which nothing can be taken but its working set: with more
+//! an idle VM cheap and its return one sequential read. So does, in its turn, a VM of which nothing can be taken but its working set: with more
 //! working sets than memory some must wait (the paper's gatekeeper). Only if that is not possible either, with VMs too large to leave whole, the window
 //! is halved with each lap, and at last one VM after the other made to give up all its pages.
 
@@ -20,7 +20,7 @@ use protocol::{
     memory::{PageState, SCAN_PAGES, Scan},
 };
 
-/// Nanoseconds of a tick of virtual time, as a power of two: about a millisecond.
+/// Nanoseconds of a tick, as a power of two: about a millisecond. 32 bits of them are 52 days, and one turn is lost then.
 pub const TICK: u32 = 20;
 /// Ticks for which an unused page stays in the working set, if memory allows.
 const WINDOW: u32 = 100;
@@ -30,7 +30,9 @@ const LOOK: u32 = 1024;
 const VISITS: u32 = 16;
 /// Nanoseconds that a VM is left in memory when others wait for it, unless it waits itself; and between two large VMs that are made to give up all they
 /// have. So each can do something with its memory before it is the next one's turn.
-const TURN: u64 = 200_000_000;
+const TURN: u64 = 100_000_000;
+/// Nanoseconds between laps while nothing can be freed before a turn ends.
+const PAUSE: u64 = 5_000_000;
 /// Laps in which a VM must do nothing before it leaves whole.
 const QUIET: u8 = 1;
 
@@ -54,8 +56,12 @@ pub(super) struct Clock {
     /// Frames freed in this lap, and laps in a row that freed none with a window of no length.
     freed: u32,
     fruitless: u32,
-    /// When a VM may be made to give up all it has.
-    next_turn: u64,
+    /// When the turn of a VM that could leave ends: the earliest found in this lap.
+    turn_ends: Option<u64>,
+    /// When memory is to be taken back again, if nothing can be done before.
+    next_turn: Option<u64>,
+    /// When a large VM was last made to give up all it has.
+    forced: u64,
     /// Nothing can be freed until something happens.
     blocked: bool,
     /// The first VM that waits for a frame or a slot cannot be served until something happens.
@@ -79,7 +85,9 @@ impl Clock {
             window: WINDOW,
             freed: 0,
             fruitless: 0,
-            next_turn: 0,
+            turn_ends: None,
+            next_turn: None,
+            forced: 0,
             blocked: false,
             retry_blocked: false,
             dying_blocked: 0,
@@ -99,9 +107,28 @@ impl Clock {
         self.floor
     }
 
+    /// When memory is to be taken back again though nothing happens.
+    pub const fn next_turn(&self) -> Option<u64> {
+        self.next_turn
+    }
+
+    /// Nothing can be freed now: until this time, or until something happens.
+    fn pause(&mut self, until: Option<u64>) {
+        (self.blocked, self.next_turn) = (true, until);
+    }
+
+    /// The time for it has come.
+    pub fn end_turn(&mut self, now: u64) {
+        if self.next_turn.is_some_and(|turn| turn <= now) {
+            (self.blocked, self.next_turn) = (false, None);
+        }
+    }
+
     /// Something happened: there may be something to free.
     pub fn unblock(&mut self) {
-        (self.blocked, self.retry_blocked, self.dying_blocked) = (false, false, 0);
+        // What happens to one VM does not end the turn of another.
+        self.blocked = self.next_turn.is_some();
+        (self.retry_blocked, self.dying_blocked) = (false, 0);
     }
 }
 
@@ -114,7 +141,7 @@ impl Pager<'_> {
         let after = if hand == 0 { link } else { hand };
         if let Some(vm) = self.vms.get_mut(place) {
             vm.ring = [before, after];
-            (vm.quiet, vm.since) = (0, now);
+            (vm.quiet, vm.since) = (0, (now >> TICK) as u32);
         }
         if hand == 0 {
             self.clock.hand = link;
@@ -162,13 +189,9 @@ impl Pager<'_> {
         base.max(self.gate_needs())
     }
 
+    /// Whether VMs wait for memory.
     fn somebody_waits(&self) -> bool {
         !(self.stalled.is_empty() && self.gate.is_empty() && self.waiting.is_empty())
-    }
-
-    /// When a VM is to be made to give up all it has, because others wait and nothing else helps.
-    pub(super) fn next_turn(&self) -> Option<u64> {
-        (self.clock.blocked && self.clock.fruitless > 0 && self.somebody_waits()).then_some(self.clock.next_turn)
     }
 
     /// Whether memory is to be taken back, and can be now.
@@ -185,7 +208,7 @@ impl Pager<'_> {
                 break;
             }
             let now = machine.now();
-            let force = self.clock.fruitless > 0 && now >= self.clock.next_turn;
+            let force = self.clock.fruitless > 0 && now >= self.clock.forced.saturating_add(TURN);
             let freed = self.visit(machine, place, force);
             self.clock.freed += freed.frames;
             if freed.blocked {
@@ -198,16 +221,16 @@ impl Pager<'_> {
             if self.clock.cursor.is_some() && self.clock.hand == place + 1 {
                 continue;
             }
-            self.advance(place);
+            self.advance(machine, place);
             if force && freed.frames > 0 {
                 // One VM has given up what it had.
-                (self.clock.fruitless, self.clock.next_turn) = (0, now + TURN);
+                (self.clock.fruitless, self.clock.forced) = (0, now);
             }
         }
     }
 
     /// Moves the hand on from a VM, and ends the lap if it was the last.
-    fn advance(&mut self, place: u32) {
+    fn advance(&mut self, machine: &mut impl Machine, place: u32) {
         self.clock.cursor = None;
         if self.clock.hand == place + 1 {
             self.clock.hand = self.vms.get(place).map_or(0, |vm| vm.ring[1]);
@@ -217,16 +240,24 @@ impl Pager<'_> {
             return;
         }
         let fruitless = core::mem::take(&mut self.clock.freed) == 0;
+        let turn_ends = self.clock.turn_ends.take();
         self.clock.visited = 0;
         if !fruitless {
             self.clock.fruitless = 0;
             self.clock.window = (self.clock.window * 2).clamp(1, WINDOW);
+        } else if turn_ends.is_some() {
+            // No pages are taken out of working sets while a VM can leave whole.
+            let now = machine.now();
+            self.clock.pause(turn_ends.map(|turn| turn.min(now + PAUSE)));
         } else if self.clock.window > 0 {
             self.clock.window /= 2;
         } else {
             self.clock.fruitless += 1;
             // Nobody waits, or it is nobody's turn to give up all it has, or even by force nothing was freed.
-            self.clock.blocked = !self.somebody_waits() || self.clock.fruitless > 1;
+            let waits = self.somebody_waits();
+            if !waits || self.clock.fruitless > 1 {
+                self.clock.pause(waits.then(|| self.clock.forced.saturating_add(TURN)));
+            }
         }
     }
 
@@ -245,8 +276,14 @@ impl Pager<'_> {
         let at_rest = quiet && usage.state == 2 && vm.fault().is_none();
         // With more working sets than memory it is no use to take pages from all of them: some VMs must wait. First those that wait anyway, but for the one
         // that is served next; then those that have had their turn.
-        let had_turn = vm.is(STALLED) || machine.now().saturating_sub(vm.since) >= TURN;
-        let may_park = whole && had_turn && self.somebody_waits() && self.stalled.front() != Some(&place);
+        let turn = (u64::from(vm.since) << TICK) + TURN;
+        let grace_ends = quiet || turn <= machine.now();
+        let turn_ends = if vm.is(STALLED) { 0 } else { turn };
+        let may_park =
+            vm.state() == State::Running && self.clock.cursor.is_none() && self.stalled.front() != Some(&place);
+        if grace_ends {
+            self.end_grace(place);
+        }
         if whole && at_rest {
             match self.suspend(machine, place, false) {
                 Begun::Yes(frames) => return Freed { frames, blocked: false },
@@ -270,7 +307,11 @@ impl Pager<'_> {
             freed.frames += run.frames;
             freed.blocked = run.blocked;
         }
-        if freed == none && may_park && self.clock.cursor.is_none() {
+        if freed == none && may_park && self.can_leave(place) {
+            if turn_ends > machine.now() {
+                self.clock.turn_ends = Some(self.clock.turn_ends.map_or(turn_ends, |other| other.min(turn_ends)));
+                return freed;
+            }
             match self.suspend(machine, place, true) {
                 Begun::Yes(frames) => freed.frames = frames,
                 Begun::Blocked => freed.blocked = true,

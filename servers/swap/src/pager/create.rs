@@ -37,7 +37,8 @@ impl Pager<'_> {
 
     /// Whether memory, swap space or places are being given back.
     pub(super) fn gives_back(&self) -> bool {
-        !self.dying.is_empty() || !self.leaving.is_empty() || self.under_way() > 0 || self.reclaims()
+        let soon = self.reclaims() || self.clock.next_turn().is_some();
+        !self.dying.is_empty() || !self.leaving.is_empty() || self.under_way() > 0 || soon
     }
 
     /// Frames that a VM with this memory and image can ever need.

@@ -23,6 +23,7 @@ impl Pager<'_> {
         let Some(place) = self.vms.find(vm) else { return Response::NotFound };
         self.end_move(machine, place);
         self.leave_ring(place);
+        self.end_grace(place);
         let Some(vm) = self.vms.get_mut(place) else { return Response::NotFound };
         let (was, at) = (vm.state(), vm.at());
         vm.set_state(State::Dying);

@@ -92,7 +92,7 @@ impl Pager<'_> {
         let place = place(event.tag);
         // Events of VMs that were destroyed meanwhile are void.
         let here = |vm: &&mut crate::record::VmRecord| {
-            vm.number == event.tag && vm.at() == Some(at) && vm.is_live() && vm.state() != State::Suspended
+            vm.number == event.tag && vm.at() == Some(at) && vm.state() == State::Running
         };
         let Some(vm) = self.vms.get_mut(place).filter(here) else { return };
         let instruction = event.instruction;
@@ -207,7 +207,8 @@ impl Pager<'_> {
             (Decision::Share { frame, .. }, Some(found)) => run(found, page, frame),
             _ => 1,
         };
-        let short = self.has_swap() && self.spare() < self.clock.floor() + FRAMES;
+        let kept = u32::from(vm.grace) >= FRAMES;
+        let short = self.has_swap() && !kept && self.spare() < self.clock.floor() + FRAMES;
         match decision {
             Decision::Illegal => Err(bad),
             Decision::Wait => Ok(Served::Waits),

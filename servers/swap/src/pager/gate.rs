@@ -37,7 +37,9 @@ impl Pager<'_> {
         let chunks = |vm: &crate::record::VmRecord| {
             (u32::from(vm.segments).saturating_sub(1)) * SEGMENT_CHUNKS + u32::from(vm.last)
         };
-        first.map_or(0, |vm| chunks(vm) + FRAMES + self.clock.floor())
+        // However much it may need, it must come in one day.
+        let room = |vm: &crate::record::VmRecord| u32::from(vm.room).min(self.frames.total() / 8);
+        first.map_or(0, |vm| chunks(vm).max(room(vm)) + FRAMES + self.clock.floor())
     }
 
     /// Whether the first in the queue may come in now.
@@ -124,9 +126,7 @@ impl Pager<'_> {
     pub fn work(&mut self, machine: &mut impl Machine) {
         let now = machine.now();
         self.wake(now);
-        if self.next_turn().is_some_and(|turn| turn <= now) {
-            self.clock.unblock();
-        }
+        self.clock.end_turn(now);
         if self.work_dying(machine) | self.work_leaving(machine) {
             self.clock.unblock();
         }

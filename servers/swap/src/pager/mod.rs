@@ -399,7 +399,7 @@ impl<'a> Pager<'a> {
             return 0;
         }
         let wake = self.wakes.peek().map_or(NEVER, |Reverse((time, _))| *time);
-        self.next_turn().map_or(wake, |turn| turn.min(wake))
+        self.clock.next_turn().map_or(wake, |turn| turn.min(wake))
     }
 
     /// A number for a write to swap space, never used before.
@@ -418,7 +418,27 @@ impl<'a> Pager<'a> {
         if vm.promised != 0 && vm.frames.len() >= vm.promised {
             return None;
         }
-        self.frames.take(&mut vm.frames, place, usage)
+        let frame = self.frames.take(&mut vm.frames, place, usage)?;
+        if vm.grace > 0 {
+            vm.grace -= 1;
+            self.underway.promised -= 1;
+        }
+        Some(frame)
+    }
+
+    /// Frames that were kept for a VM are kept no longer.
+    fn end_grace(&mut self, place: u32) {
+        if let Some(vm) = self.vms.get_mut(place) {
+            self.underway.promised -= u32::from(core::mem::take(&mut vm.grace));
+        }
+    }
+
+    /// Stops a VM that may be running.
+    fn halt(&mut self, machine: &mut impl Machine, place: u32, cause: Cause) {
+        if let Some(at) = self.vms.get(place).and_then(VmRecord::at) {
+            let _ = machine.control(at, Control::Stop, [0; 3]);
+        }
+        self.stop(place, cause);
     }
 
     /// Gives a frame of a VM back.

@@ -35,7 +35,8 @@ impl Pager<'_> {
             valid && here.iter().all(|usage| self.frames.find(place, *usage).is_none())
         };
         // What is read around it must not push out what is needed.
-        let spare = self.spare().saturating_sub(self.clock.floor());
+        let kept = self.vms.get(place).map_or(0, |vm| u32::from(vm.grace));
+        let spare = self.spare().saturating_sub(self.clock.floor()) + kept;
         if spare == 0 {
             return false;
         }

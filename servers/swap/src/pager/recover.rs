@@ -17,6 +17,7 @@ use core::cmp::Reverse;
 use protocol::{
     abi::{Error, NEVER},
     domain::Control,
+    layout::SPACE_BASE,
     memory::MapOperation,
     service::VmRef,
 };
@@ -181,7 +182,8 @@ impl<'a> Pager<'a> {
         for (leaf, number, frame) in tables {
             let address =
                 u64::from(number) * if leaf { crate::space::LEAF_BYTES } else { crate::space::DIRECTORY_BYTES };
-            let operation = MapOperation { address, ..self.table(0, frame) };
+            // The lowest addresses belong to nobody.
+            let operation = MapOperation { address: address.max(SPACE_BASE), ..self.table(0, frame) };
             match machine::map_all(machine, at, &mut [operation]) {
                 Ok(()) | Err(Error::Occupied) => {}
                 Err(_) => return self.stop(place, super::fault::REFUSED),

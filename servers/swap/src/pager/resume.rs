@@ -94,8 +94,10 @@ impl Pager<'_> {
         if arrive.taken < arrive.segments {
             self.read_segments(machine, place, arrive);
         } else {
-            // What is left of it the page tables take now.
-            self.underway.promised -= core::mem::take(&mut arrive.promised);
+            // What is left of it is the VM's for a while.
+            if let Some(vm) = self.vms.get_mut(place) {
+                vm.grace = core::mem::take(&mut arrive.promised) as u16;
+            }
             if let Err(cause) = self.bring_back(machine, place, arrive) {
                 self.lose(place, cause);
             }
@@ -198,6 +200,7 @@ impl Pager<'_> {
 
     /// A VM cannot come back. If only memory is lacking it is put back into the queue; else it is told.
     fn lose(&mut self, place: u32, cause: Cause) {
+        self.end_grace(place);
         if let Some(vm) = self.vms.get_mut(place) {
             let was_suspended = vm.state() == State::Suspended;
             if was_suspended && cause == NO_MEMORY {

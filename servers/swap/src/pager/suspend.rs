@@ -4,7 +4,7 @@
 //! 1. The VM is held, its state read, and its pages taken out of its page tables, so that nobody changes them any more: a server that wants to finds
 //!    them missing and asks for the VM.
 //! 2. The piece is written, segment by segment, the first one last.
-//! 3. If nobody has asked for the VM meanwhile, its record says that it is suspended. Only then is anything given up. Else, or if a write failed, it is
+//! 3. If nobody has asked for the VM meanwhile, or others are before it, its record says that it is suspended. Only then is anything given up. Else, or if a write failed, it is
 //!    released as it was; its pages are all there.
 
 use super::{
@@ -37,7 +37,10 @@ use protocol::{
 /// VMs on their way at once.
 pub(super) const MOVES_MAX: usize = 64;
 /// Frames of a VM that is suspended: more than this and it is not looked at whole.
-const LOOK: u32 = 512;
+const LOOK: u32 = 128;
+/// Frames that a VM which had to leave in the middle of its work is to find free when it comes back: at the first time, and at most.
+const ROOM_MIN: u16 = 16;
+const ROOM_MAX: u16 = 128;
 /// Laps after which a VM whose suspension failed is tried again.
 const FAILURES_MAX: u8 = 3;
 
@@ -56,10 +59,11 @@ impl Pager<'_> {
     /// Begins to suspend a VM that idles; by `force` also one that runs or waits for a page: it will stand at the gate at once.
     pub(super) fn suspend(&mut self, machine: &mut impl Machine, place: u32, force: bool) -> Begun {
         let Some(vm) = self.vms.get(place) else { return Begun::No };
-        let (Some(at), frames, failures) = (vm.at(), vm.frames.len(), vm.failures) else { return Begun::No };
-        if frames > LOOK || failures >= FAILURES_MAX || vm.waiting != 0 {
+        let (Some(at), frames) = (vm.at(), vm.frames.len()) else { return Begun::No };
+        if !self.can_leave(place) || vm.under_way > 0 || (vm.waiting != 0 && !force) {
             return Begun::No;
         }
+        self.end_grace(place);
         let (resident, _) = self.resident(place, None, LOOK);
         let too_many =
             resident.pages.len() > suspended::PAGES_MAX as usize || resident.maps.len() > suspended::MAPS_MAX as usize;
@@ -92,6 +96,7 @@ impl Pager<'_> {
         }
         let tags = vec![[0; 16]; segments as usize];
         let leave = Leave {
+            force,
             state,
             pages,
             maps: resident.maps,
@@ -105,6 +110,11 @@ impl Pager<'_> {
         self.underway.freeing += frames;
         self.write_segments(machine, place, leave);
         Begun::Yes(frames)
+    }
+
+    /// Whether a VM is small enough to leave whole, as far as that is seen at a glance.
+    pub(super) fn can_leave(&self, place: u32) -> bool {
+        self.vms.get(place).is_some_and(|vm| vm.frames.len() <= LOOK && vm.failures < FAILURES_MAX)
     }
 
     /// Whether the disk of the first segment has a slot.
@@ -248,9 +258,10 @@ impl Pager<'_> {
         let (Some(at), failures) = (vm.at(), vm.failures) else { return };
         let mut now = Box::new(SavedDomain::ZERO);
         let changed = machine.save(at, &mut now).is_err() || now.pending != leave.state.pending;
+        let stays = changed || leave.failed.is_some() || (wanted && !leave.force);
         let total = suspended::header_chunks(leave.pages.len() as u32, leave.maps.len() as u32)
             + (leave.pages.len() + leave.maps.len()) as u32;
-        if wanted || changed || leave.failed.is_some() {
+        if stays {
             if let Some(vm) = self.vms.get_mut(place) {
                 vm.failures = if leave.failed.is_some() { failures.saturating_add(1) } else { 0 };
                 vm.quiet = 0;
@@ -267,10 +278,12 @@ impl Pager<'_> {
         vm.last = (total - (leave.segments - 1) * SEGMENT_CHUNKS) as u8;
         vm.wake = leave.state.deadline.min(leave.state.clock);
         (vm.failures, vm.quiet) = (0, 0);
+        // One that idles has what it needs with it; one that had to leave in the middle of its work gets more room each time.
+        vm.room = if leave.force { vm.room.saturating_mul(2).clamp(ROOM_MIN, ROOM_MAX) } else { 0 };
         vm.set(LEAVING, true);
         vm.set_state(State::Suspended);
         let runs = leave.state.state != 2 || leave.state.pending != 0;
-        vm.set(WANTED, runs);
+        vm.set(WANTED, runs || wanted);
         let wake = vm.wake;
         self.suspended += 1;
         self.leaving.push_back(place);

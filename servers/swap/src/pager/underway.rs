@@ -52,6 +52,8 @@ pub(super) enum Way {
 /// A VM on its way out.
 #[derive(Debug)]
 pub(super) struct Leave {
+    /// It leaves although it is wanted: others are before it.
+    pub force: bool,
     pub state: Box<SavedDomain>,
     pub pages: Vec<(u32, Frame)>,
     pub maps: Vec<(u32, Frame)>,

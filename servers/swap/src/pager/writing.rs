@@ -200,7 +200,7 @@ impl Pager<'_> {
         }
         vm.failures = vm.failures.saturating_add(1);
         if vm.failures >= FAILURES_MAX {
-            self.stop(place, Cause::Swap("its memory cannot be written to swap space", status));
+            self.halt(machine, place, Cause::Swap("its memory cannot be written to swap space", status));
         }
     }
 

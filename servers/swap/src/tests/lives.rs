@@ -118,20 +118,20 @@ fn live(steps: Vec<Step>, dies: bool) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(96))]
+    #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn nothing_is_lost(steps in prop::collection::vec(step(false), 1..250)) {
+    fn nothing_is_lost(steps in prop::collection::vec(step(false), 1..160)) {
         live(steps, false);
     }
 
     #[test]
-    fn nothing_is_lost_when_disks_fail(steps in prop::collection::vec(step(true), 1..250)) {
+    fn nothing_is_lost_when_disks_fail(steps in prop::collection::vec(step(true), 1..160)) {
         live(steps, false);
     }
 
     #[test]
-    fn nothing_is_lost_when_the_pager_dies(steps in prop::collection::vec(step(false), 1..250)) {
+    fn nothing_is_lost_when_the_pager_dies(steps in prop::collection::vec(step(false), 1..160)) {
         live(steps, true);
     }
 }

@@ -73,26 +73,27 @@ fn idle_vms_leave_whole_and_come_back_as_they_were() {
 
 #[test]
 fn deadlines_wake_those_who_are_gone() {
+    const LATER: u64 = 1 << 40;
     let mut world = world();
-    world.tick = 0;
     let image = world.define();
     for vm in 1..=20 {
         world.create(vm, image, MEMORY).unwrap();
         for page in 56..62 {
             world.write(vm, page, vm as u8).unwrap();
         }
-        world.idle(vm, 1000 + vm);
+        world.idle(vm, LATER + vm);
         world.settle();
     }
+    world.tick = 0;
     let gone: Vec<u64> = (1..=20).filter(|vm| world.model.find(*vm).is_none()).collect();
     assert!(gone.len() > 5);
-    assert_eq!(world.pager().next_deadline(), 1000 + gone[0]);
+    assert_eq!(world.pager().next_deadline(), LATER + gone[0]);
     for vm in (1..=20).filter(|vm| !gone.contains(vm)) {
         assert_eq!(world.ask(Request::Destroy(vm)), Response::Done);
     }
     world.settle();
     for (index, vm) in gone.iter().enumerate().take(4) {
-        world.model.now = 1000 + vm;
+        world.model.now = LATER + vm;
         world.settle();
         for other in &gone {
             let runs = world.model.find(*other).is_some_and(|(_, domain)| domain.state == DomainState::Runs);
@@ -304,4 +305,58 @@ fn block_sizes_read_that_much_at_once() {
             }
         }
     }
+}
+
+#[test]
+fn many_that_start_at_once_all_get_done() {
+    const PAGES: u32 = 24;
+    let mut world = World::new(400, &[16384]);
+    let image = world.define();
+    let mut done = [0; 61];
+    for vm in 1..=60 {
+        world.create(vm, image, MEMORY).unwrap();
+    }
+    let mut turns = 0;
+    while done[1..].iter().any(|done| *done < 2 * PAGES) {
+        for vm in 1..=60u64 {
+            // Each works over its pages twice, and then idles.
+            let progress = &mut done[vm as usize];
+            while let Some((at, domain)) =
+                world.model.find(vm).filter(|(_, domain)| domain.state == DomainState::Runs && !domain.held)
+            {
+                if *progress == 2 * PAGES {
+                    domain.state = DomainState::Idle(NEVER);
+                    break;
+                }
+                domain.time += 20_000;
+                domain.switches += 1;
+                let page = 40 + *progress % PAGES;
+                let need = if page < 48 || page >= 51 { Access::WRITE } else { Access::empty() };
+                if world.model.access(at, space::address(page), need).is_none() {
+                    let (at, domain) = world.model.find(vm).unwrap();
+                    World::trap(
+                        domain,
+                        at,
+                        EventKind::PageFault,
+                        FAULT_WRITE * u32::from(!need.is_empty()),
+                        space::address(page),
+                    );
+                    break;
+                }
+                *progress += 1;
+            }
+        }
+        world.tick = 100_000;
+        world.turn(turns, true);
+        turns += 1;
+        if turns % 2000 == 0 {
+            std::println!(
+                "{turns}: {:?} {:?}",
+                world.pool(),
+                done[1..].iter().filter(|done| **done == 2 * PAGES).count()
+            );
+        }
+        assert!(turns < 20_000, "{done:?}");
+    }
+    std::println!("{turns} {:?}", world.pool());
 }
