@@ -12,6 +12,7 @@ mod frames;
 pub mod harness;
 mod hostile;
 mod restart;
+mod vdisk;
 mod web;
 
 use std::time::{Duration, Instant};
@@ -43,7 +44,8 @@ pub struct BootTest {
 
 /// All tests.
 pub fn all() -> Vec<BootTest> {
-    [web::TESTS, echo::TESTS, frames::TESTS, hostile::TESTS, restart::TESTS, damage::TESTS, disk::TESTS].concat()
+    [web::TESTS, echo::TESTS, frames::TESTS, hostile::TESTS, restart::TESTS, damage::TESTS, disk::TESTS, vdisk::TESTS]
+        .concat()
 }
 
 /// How many tests passed and failed.
