@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::thread;
 use std::time::Duration;
 
 use bench::pattern::{self, BLOCK, HOST};
@@ -11,8 +12,10 @@ use protocol::service::block_driver::Partition;
 use super::BootTest;
 use super::harness::Context;
 use crate::machine::disk::Image;
+use crate::machine::power::{Chance, Fate};
 use crate::machine::qemu::Machine;
 use crate::machine::qmp::Qmp;
+use crate::machine::serial::Line;
 
 pub(super) const TESTS: &[BootTest] = &[
     BootTest {
@@ -21,6 +24,13 @@ pub(super) const TESTS: &[BootTest] = &[
         limit: Duration::from_secs(120),
         long: false,
         run: disk,
+    },
+    BootTest {
+        name: "disk-plain",
+        about: "the same, by a device that interrupts by its line, and one that has no cache and zeroes nothing by itself",
+        limit: Duration::from_secs(120),
+        long: false,
+        run: plain,
     },
     BootTest {
         name: "disk-kill",
@@ -44,8 +54,22 @@ pub(super) const TESTS: &[BootTest] = &[
         run: stall,
     },
     BootTest {
+        name: "disk-power",
+        about: "the power is cut at random moments, and disks forget what was not flushed: all that was flushed is there",
+        limit: Duration::from_secs(120),
+        long: false,
+        run: |context| power(context, 6),
+    },
+    BootTest {
+        name: "disk-power-long",
+        about: "the same, many times",
+        limit: Duration::from_secs(1200),
+        long: true,
+        run: |context| power(context, 200),
+    },
+    BootTest {
         name: "disk-damage",
-        about: "disks with damaged partition tables, without any, or missing: said so, and nothing is written",
+        about: "disks with damaged partition tables, without any, missing, or read-only: said so, and nothing is written",
         limit: Duration::from_secs(120),
         long: false,
         run: damage,
@@ -124,20 +148,35 @@ fn count(line: &str, word: &str) -> Option<u64> {
 
 fn disk(context: &mut Context<'_>) -> Result<()> {
     let (system, built) = context.build(Some(SYSTEM))?;
-    context.boot_changed(&system, &built, prepare)?;
+    context.boot_changed(&system, &built, |_, machine| prepare(machine))?;
     context.line(0, &["check: 64 blocks are as the host wrote them"])?;
     context.line(0, &["disk1: no swap partition, which `lost` is to have"])?;
     context.line(0, &["lost: the disk cannot be opened: the disk has no such partition"])?;
     let counts = finish(context)?;
-    match (count(&counts, "failed"), count(&counts, "timed out")) {
+    nothing_failed(&counts)
+}
+
+fn nothing_failed(counts: &str) -> Result<()> {
+    match (count(counts, "failed"), count(counts, "timed out")) {
         (Some(0), Some(0)) => Ok(()),
         _ => Err(miette!("requests failed without a reason: {counts}")),
     }
 }
 
+/// A device without MSI-X, and one that can neither zero nor flush.
+fn plain(context: &mut Context<'_>) -> Result<()> {
+    let (system, built) = context.build(Some(SYSTEM))?;
+    context.boot_changed(&system, &built, |_, machine| {
+        machine.disks[0].device.push("vectors=0".into());
+        machine.disks[1].device.extend(["write-zeroes=off".into(), "write-cache=off".into()]);
+        prepare(machine)
+    })?;
+    nothing_failed(&finish(context)?)
+}
+
 fn kill(context: &mut Context<'_>) -> Result<()> {
     let (system, built) = context.build(Some(SYSTEM))?;
-    context.boot_changed(&system, &built, prepare)?;
+    context.boot_changed(&system, &built, |_, machine| prepare(machine))?;
     // With the platform server, what it knows of who has which disk is gone.
     for victim in ["virtio-blk", "disk1", "virtio-blk", "check", "platform", "disk1", "check1", "virtio-blk"] {
         let now = context.running()?.serial.position();
@@ -151,7 +190,7 @@ fn kill(context: &mut Context<'_>) -> Result<()> {
     let counts = finish(context)?;
     context.line(0, &["check: the driver was restarted"])?;
     context.line(0, &["check1: the driver was restarted"])?;
-    if count(&counts, "failed") == Some(0) { Ok(()) } else { Err(miette!("requests failed: {counts}")) }
+    nothing_failed(&counts)
 }
 
 /// Rules by which the first disk fails each of these once: event and block of the partition.
@@ -170,7 +209,7 @@ fn errors(context: &mut Context<'_>) -> Result<()> {
     let (system, built) = context.build(Some(SYSTEM))?;
     let path = context.folder().join("faults");
     let expected = [("write_aio", 0), ("write_aio", 500), ("read_aio", 77), ("read_aio", 600), ("write_aio", 1023)];
-    context.boot_changed(&system, &built, |machine| {
+    context.boot_changed(&system, &built, |_, machine| {
         prepare(machine)?;
         faults(&path, &first(machine)?, &expected)?;
         machine.disks[0].faults = Some(path.clone());
@@ -189,7 +228,7 @@ fn errors(context: &mut Context<'_>) -> Result<()> {
 fn stall(context: &mut Context<'_>) -> Result<()> {
     let (system, built) = context.build(Some(SYSTEM))?;
     let socket = context.socket()?;
-    context.boot_changed(&system, &built, |machine| {
+    context.boot_changed(&system, &built, |_, machine| {
         machine.qmp = Some(socket.clone());
         prepare(machine)
     })?;
@@ -210,10 +249,68 @@ fn stall(context: &mut Context<'_>) -> Result<()> {
     Ok(())
 }
 
+/// Cuts the power at a random moment of each of so many boots.
+fn power(context: &mut Context<'_>, cuts: u64) -> Result<()> {
+    let (system, built) = context.build(Some(SYSTEM))?;
+    let mut chance = Chance(std::process::id().into());
+    let mut all = Fate::default();
+    for cut in 1..=cuts {
+        let seed = chance.next();
+        context.boot_changed(&system, &built, |context, machine| {
+            if cut == 1 {
+                prepare(machine)?;
+            }
+            context.volatile_disks(machine)
+        })?;
+        // The host's blocks were written before the first cut, and must outlive all of them.
+        context.line(0, &["check: 64 blocks are as the host wrote them"])?;
+        context.line(0, &["check: generation 1 is right"])?;
+        thread::sleep(Duration::from_millis(chance.next() % 400));
+        let fate = context.cut_power(seed)?;
+        let flushed = |line: &Line| line.text.split_once("check: generation ")?.1.split_once(' ')?.0.parse().ok();
+        let lines = context.running()?.serial.since(0);
+        let last = lines.iter().rev().find_map(flushed).unwrap_or(0);
+        let done = lines.iter().any(|line| line.text.contains("check: all is checked"));
+        survived(&context.image("first"), last, done)
+            .map_err(|error| miette!("after cut {cut}, seed {seed}, in which {fate:?}: {error}"))?;
+        (all.flushed, all.kept, all.lost) = (all.flushed + fate.flushed, all.kept + fate.kept, all.lost + fate.lost);
+    }
+    println!("  {cuts} cuts; sectors flushed: {}, kept: {}, lost: {}", all.flushed, all.kept, all.lost);
+    // Otherwise nothing was tested.
+    if all.kept == 0 || all.lost == 0 {
+        return Err(miette!("the disks have forgotten nothing: {all:?}"));
+    }
+    Ok(())
+}
+
+/// Fails unless every sector of the area is of generation `last`, which was flushed, or of the next one, which was being written; or,
+/// after the last generation, zero. If the server was `done` the zeros were flushed too.
+fn survived(image: &Image, last: u64, done: bool) -> Result<()> {
+    let bytes = image.read(Partition::Scratch, 0, AREA as usize * BLOCK)?;
+    let mut expected = [vec![0; BLOCK], vec![0; BLOCK], vec![0; BLOCK]];
+    for (block, found) in (0..AREA).zip(bytes.chunks(BLOCK)) {
+        let zeroed = block < AREA / 2 && last == GENERATIONS;
+        pattern::fill(&mut expected[0], block, last);
+        // Nothing follows the last generation but zeros.
+        pattern::fill(&mut expected[1], block, if last == GENERATIONS { last } else { last + 1 });
+        let choice = match (zeroed, done) {
+            (true, true) => &expected[2..],
+            (true, false) => &expected[..],
+            (false, _) => &expected[..2],
+        };
+        for (sector, found) in found.chunks(512).enumerate() {
+            if choice.iter().all(|expected| found != &expected[sector * 512..][..512]) {
+                return Err(miette!("block {block} has lost generation {last}"));
+            }
+        }
+    }
+    Ok(())
+}
+
 fn damage(context: &mut Context<'_>) -> Result<()> {
     let (system, built) = context.build(Some(SYSTEM))?;
     // The first table is damaged: the backup does.
-    context.boot_changed(&system, &built, |machine| {
+    context.boot_changed(&system, &built, |_, machine| {
         prepare(machine)?;
         change(&first(machine)?, |bytes| bytes[1024 + 32] ^= 1)
     })?;
@@ -225,7 +322,7 @@ fn damage(context: &mut Context<'_>) -> Result<()> {
     finish(context)?;
 
     // Both are; and the second disk is missing.
-    context.boot_changed(&system, &built, |machine| {
+    context.boot_changed(&system, &built, |_, machine| {
         machine.disks.truncate(1);
         change(&first(machine)?, |bytes| {
             let last = bytes.len() - 512;
@@ -237,6 +334,17 @@ fn damage(context: &mut Context<'_>) -> Result<()> {
     context.line(0, &["check: the disk cannot be opened: the disk has no such partition"])?;
     context.line(0, &["disk1: no device:"])?;
     context.line(0, &["check1: the disk cannot be opened: there is no disk"])?;
+    context.healthy()?;
+
+    // Nothing is wrong, but nothing may be written.
+    context.boot_changed(&system, &built, |_, machine| {
+        prepare(machine)?;
+        machine.disks[0].read_only = true;
+        Ok(())
+    })?;
+    context.line(0, &["virtio-blk: disk of 64 MiB", "read-only"])?;
+    context.line(0, &["check: 64 blocks are as the host wrote them"])?;
+    context.line(0, &["check: panicked", "the disk cannot be written"])?;
     context.healthy()
 }
 

@@ -14,6 +14,7 @@ use crate::interrupt;
 use crate::machine::disk::{Existing, Image};
 use crate::machine::http::{self, Page};
 use crate::machine::ports::{self, Reachable};
+use crate::machine::power::{Fate, Volatile};
 use crate::machine::qemu::{Machine, Network};
 use crate::machine::serial::Line;
 use crate::machine::{Running, is_last_word};
@@ -32,6 +33,8 @@ pub struct Context<'a> {
     boots: usize,
     /// Whether the next boot finds the disks of the one before.
     keep_disks: bool,
+    /// Disks that forget what was not flushed.
+    volatile: Vec<Volatile>,
     /// Folder of the machine's control socket: its path must be short.
     sockets: Option<TempDir>,
 }
@@ -51,6 +54,7 @@ impl<'a> Context<'a> {
             reachable: Vec::new(),
             boots: 0,
             keep_disks: false,
+            volatile: Vec::new(),
             sockets: None,
         })
     }
@@ -91,7 +95,7 @@ impl<'a> Context<'a> {
 
     /// Boots a system that was built. Its disks are new at each boot, unless [`Context::keep_disks`] was called.
     pub fn boot_built(&mut self, system: &System, built: &Built) -> Result<()> {
-        self.boot_changed(system, built, |_| Ok(()))
+        self.boot_changed(system, built, |_, _| Ok(()))
     }
 
     /// Boots a system on a machine that `change` has changed: its disks, for example.
@@ -99,12 +103,12 @@ impl<'a> Context<'a> {
         &mut self,
         system: &System,
         built: &Built,
-        change: impl FnOnce(&mut Machine) -> Result<()>,
+        change: impl FnOnce(&mut Context<'a>, &mut Machine) -> Result<()>,
     ) -> Result<()> {
         self.reachable = ports::assign_free(system)?;
         let mut machine = self.session.machine(system, built, ports::network(system, &self.reachable));
         self.add_disks(system, &mut machine)?;
-        change(&mut machine)?;
+        change(self, &mut machine)?;
         self.start(&machine)
     }
 
@@ -142,6 +146,7 @@ impl<'a> Context<'a> {
     fn add_disks(&mut self, system: &System, machine: &mut Machine) -> Result<()> {
         // The machine before it, if there was one, must not write any more.
         self.running = None;
+        self.volatile.clear();
         let existing = if self.keep_disks { Existing::Keep } else { Existing::Replace };
         machine.disks = session::disks(system, &self.folder, existing)?;
         Ok(())
@@ -157,10 +162,24 @@ impl<'a> Context<'a> {
         Image::at(&self.folder.join(disk).with_extension("img"))
     }
 
-    /// Cuts the machine's power.
-    pub fn cut_power(&mut self) -> Result<()> {
-        self.running()?.cut();
+    /// Gives all disks of a machine a cache that forgets at [`Context::cut_power`] what was not flushed.
+    pub fn volatile_disks(&mut self, machine: &mut Machine) -> Result<()> {
+        self.volatile = machine.disks.iter_mut().map(Volatile::give).collect::<Result<_>>()?;
         Ok(())
+    }
+
+    /// Cuts the machine's power, and lets disks that are volatile forget; each `seed` is another chance. The next boot finds the disks so.
+    pub fn cut_power(&mut self, seed: u64) -> Result<Fate> {
+        self.running()?.cut();
+        self.keep_disks = true;
+        let mut all = Fate::default();
+        for volatile in self.volatile.drain(..) {
+            let fate = volatile.forget(seed)?;
+            all.flushed += fate.flushed;
+            all.kept += fate.kept;
+            all.lost += fate.lost;
+        }
+        Ok(all)
     }
 
     /// A place for the control socket of the next machine ([`Machine::qmp`]).

@@ -5,6 +5,7 @@
 //! * [`http`]: asking its VMs for pages.
 //! * [`disk`]: images of its disks.
 //! * [`virtual_disks`], [`archive`]: what is in their partition for virtual disks.
+//! * [`power`]: what its disks hold after a power cut.
 //! * [`qmp`]: its control socket.
 //! * [`ports`]: which ports of the host lead to which VM.
 
@@ -12,6 +13,7 @@ pub mod archive;
 pub mod disk;
 pub mod http;
 pub mod ports;
+pub mod power;
 pub mod qemu;
 pub mod qmp;
 pub mod serial;
@@ -123,7 +125,8 @@ impl Running {
         }
     }
 
-    /// Ends it as a power cut would: at once, in the middle of whatever it does. What it had handed to the host is kept by the host.
+    /// Ends it as a power cut would: at once, in the middle of whatever it does. What it had handed to the host is kept by
+    /// the host; [`power::Volatile`] makes disks that forget.
     pub fn cut(&mut self) {
         // An error means that it has ended already.
         let _ = self.child.kill();

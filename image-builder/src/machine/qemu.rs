@@ -110,9 +110,9 @@ impl Disk {
     fn device(&self) -> String {
         let node = node(&self.name);
         let name = &self.name;
-        let mut device = format!(
-            "virtio-blk-pci,drive={node},id={name},serial={name},disable-legacy=on,werror=report,rerror=report"
-        );
+        let mut device = format!("virtio-blk-pci,drive={node},id={name},serial={name},disable-legacy=on");
+        // Errors are the system's to deal with; by itself QEMU would stop the machine when the host's disk is full.
+        device += ",werror=report,rerror=report";
         for property in &self.device {
             device += ",";
             device += property;
@@ -284,11 +284,11 @@ mod tests {
         let line = Machine { disks: vec![usual, faulty], qmp: Some("socket".into()), ..machine() }.command_line();
         for part in [
             "-blockdev driver=raw,node-name=disk-disk,read-only=off,file.driver=file,file.filename=a,,b.img,discard=unmap,file.discard=unmap",
-            "-device virtio-blk-pci,drive=disk-disk,id=disk,serial=disk,disable-legacy=on ",
+            "-device virtio-blk-pci,drive=disk-disk,id=disk,serial=disk,disable-legacy=on,werror=report,rerror=report ",
             "read-only=on,file.driver=blklogwrites,file.log.driver=file,file.log.filename=log,\
              file.file.driver=blkdebug,file.file.config=rules,\
              file.file.image.driver=file,file.file.image.filename=c ",
-            "serial=other,disable-legacy=on,queue-size=512 -qmp unix:socket,server=on,wait=off",
+            "serial=other,disable-legacy=on,werror=report,rerror=report,queue-size=512 -qmp unix:socket,server=on,wait=off",
         ] {
             assert!(line.contains(part), "{part} is missing: {line}");
         }

@@ -91,7 +91,8 @@ impl<D: Driver> Disk<D> {
     /// self of this server had under way.
     ///
     /// Errors: see [`OpenError`]. After one that [`OpenError::is_passing`], requests are kept and this should be called again;
-    /// after another one they are answered `Failed`, and so are all later ones until the disk can be opened again.
+    /// after another one they are answered `Failed`, and so are all later ones until the disk can be opened again. How long to keep on
+    /// after passing errors is for the user to say, by [`Disk::give_up`].
     pub fn open(&mut self) -> Result<Info, OpenError> {
         // What the old driver had answered before it died counts.
         self.drain();
@@ -124,6 +125,13 @@ impl<D: Driver> Disk<D> {
     /// this disk's driver, opens anew as [`Disk::open`]. `None` if it was not.
     pub fn restarted(&mut self) -> Option<Result<Info, OpenError>> {
         (self.session != Session::Open || self.driver.was_restarted()).then(|| self.open())
+    }
+
+    /// Ends the wait for a driver that does not come back: everything is answered `Failed`, now and until the disk can be opened again.
+    pub fn give_up(&mut self) {
+        self.drain();
+        self.session = Session::Lost;
+        self.fail_all();
     }
 
     /// Whether it is open.

@@ -279,6 +279,25 @@ fn another_partition_in_its_place_fails_everything() {
 }
 
 #[test]
+fn a_driver_that_does_not_come_back_can_be_given_up() {
+    let (mut disk, line) = bench();
+    let slots: Vec<Slot> = (0..2).filter_map(|_| disk.take()).collect();
+    disk.submit(slots[0], Operation::Read, 0, 1);
+    settle(&line);
+    disk.submit(slots[1], Operation::Read, 0, 1);
+    line.0.borrow_mut().start();
+    line.0.borrow_mut().away = 1;
+    assert!(disk.restarted().is_some_and(|result| result.is_err_and(OpenError::is_passing)));
+    disk.give_up();
+    // What was answered before counts all the same.
+    assert_eq!((disk.poll(), disk.poll()), (Some((slots[0], Status::Ok)), Some((slots[1], Status::Failed))));
+    assert!(disk.restarted().is_some_and(|result| result.is_ok()));
+    disk.submit(slots[1], Operation::Read, 0, 1);
+    settle(&line);
+    assert_eq!(disk.poll(), Some((slots[1], Status::Ok)));
+}
+
+#[test]
 fn answers_that_make_no_sense_are_passed_over() {
     let (mut disk, line) = bench();
     let ring = line.0.borrow().shared.memory;

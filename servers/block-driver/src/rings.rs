@@ -6,14 +6,14 @@
 //! Requests are given to the device one from each client in turn, so a client that always has many waiting delays another one's
 //! next request by no more than what the device is doing already. A long [`Operation::Zero`] goes in steps, each waiting for its turn.
 
+mod client;
+
 use crate::{BlockDriver, Dma, Failure, Problem, Request, gpt::Extent};
-use alloc::{collections::VecDeque, vec, vec::Vec};
+use alloc::{vec, vec::Vec};
+use client::{Accepted, Client, Stage, accept};
 use core::mem::offset_of;
-use protocol::{
-    layout::PAGE,
-    service::block_driver::{
-        BLOCK, BUFFER, BUFFER_BLOCKS, Completion, Operation, RingPage, SLOTS, SlotRequest, Status, buffer, slots,
-    },
+use protocol::service::block_driver::{
+    BLOCK, BUFFER_BLOCKS, Completion, Operation, RingPage, SLOTS, SlotRequest, Status, buffer,
 };
 use server_runtime::mmio;
 
@@ -32,46 +32,6 @@ pub struct Counters {
     pub resets: u64,
     /// Things that a client or the device wrote and that made no sense.
     pub nonsense: u64,
-}
-
-/// A request that was accepted.
-#[derive(Clone, Copy, Debug)]
-struct Accepted {
-    operation: Operation,
-    /// First block of the partition.
-    block: u64,
-    count: u32,
-    /// Blocks that were zeroed already.
-    done: u32,
-}
-
-/// Where a client is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Stage {
-    /// It has not opened.
-    Closed,
-    /// It wants to open, and its former requests are still under way.
-    Draining,
-    /// Open.
-    Open,
-}
-
-struct Client {
-    shared: Dma,
-    slots: usize,
-    extent: Option<Extent>,
-    stage: Stage,
-    /// Entries taken from the ring, and answers put there.
-    submitted: u32,
-    completed: u32,
-    /// Whether there are answers that it was not shown.
-    unpublished: bool,
-    /// Slots that were taken and not answered.
-    busy: [bool; SLOTS],
-    /// Those of them that wait for the device.
-    waiting: VecDeque<(u16, Accepted)>,
-    /// Requests that the device has, those of a former session among them.
-    under_way: usize,
 }
 
 /// A request that the device has.
@@ -141,22 +101,11 @@ impl<D: BlockDriver> Rings<D> {
 
     /// Adds a client by the memory shared with it. Returns its number; `None` if that memory has not even room for one slot.
     pub fn add(&mut self, shared: Dma) -> Option<usize> {
-        let slots = slots(shared.memory.length());
-        if slots == 0 {
+        let client = Client::new(shared);
+        if client.slots == 0 {
             return None;
         }
-        self.clients.push(Client {
-            shared,
-            slots,
-            extent: None,
-            stage: Stage::Closed,
-            submitted: 0,
-            completed: 0,
-            unpublished: false,
-            busy: [false; SLOTS],
-            waiting: VecDeque::with_capacity(slots),
-            under_way: 0,
-        });
+        self.clients.push(client);
         Some(self.clients.len() - 1)
     }
 
@@ -450,39 +399,6 @@ impl<D: BlockDriver> Rings<D> {
         client.busy[usize::from(slot)] = false;
     }
 }
-
-impl Client {
-    fn begin(&mut self) {
-        self.shared.memory.zero(0, PAGE as usize);
-        (self.submitted, self.completed, self.unpublished) = (0, 0, false);
-        self.busy = [false; SLOTS];
-        self.waiting.clear();
-        self.stage = Stage::Open;
-    }
-}
-
-/// Checks a request against a partition of `blocks` blocks.
-fn accept(request: SlotRequest, blocks: u64, read_only: bool) -> Result<Accepted, Status> {
-    let SlotRequest { operation, count, block } = request;
-    let operation = Operation::from_u32(operation).ok_or(Status::BadRequest)?;
-    let is_possible = match operation {
-        Operation::Read | Operation::Write => (1..=BUFFER_BLOCKS).contains(&count),
-        Operation::Flush => count == 0 && block == 0,
-        Operation::Zero => count > 0,
-    };
-    if !is_possible {
-        return Err(Status::BadRequest);
-    }
-    if block.checked_add(count.into()).is_none_or(|end| end > blocks) {
-        return Err(Status::OutOfRange);
-    }
-    if read_only && matches!(operation, Operation::Write | Operation::Zero) {
-        return Err(Status::ReadOnly);
-    }
-    Ok(Accepted { operation, block, count, done: 0 })
-}
-
-const _: () = assert!(BUFFER == BUFFER_BLOCKS as usize * BLOCK);
 
 #[cfg(test)]
 mod tests;

@@ -1,8 +1,11 @@
 use super::*;
 use crate::Geometry;
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, VecDeque};
 use proptest::prelude::*;
-use protocol::service::block_driver::Partition;
+use protocol::{
+    layout::PAGE,
+    service::block_driver::{BUFFER, Partition},
+};
 use server_runtime::mmio::Region;
 
 const DISK: u64 = 1000;
