@@ -211,7 +211,7 @@ fn has_xsave() -> bool {
 }
 
 /// Floating-point states that are switched: x87, SSE, and AVX if the processor has it. They fit into 832 bytes.
-fn states() -> u32 {
+pub fn states() -> u32 {
     if __cpuid(1).ecx & 1 << 28 != 0 { 0b111 } else { 0b011 }
 }
 
@@ -330,7 +330,7 @@ impl Loaded {
             // SAFETY: clears CR0.TS, which makes floating-point instructions possible.
             unsafe { asm!("clts", options(nomem, nostack, preserves_flags)) };
         }
-        // SAFETY: the area holds what `save` wrote there, or the initial state: both are valid for this instruction.
+        // SAFETY: the area holds what `save` wrote there, the initial state, or what `Fpu::make_valid` made valid.
         unsafe {
             let area = (*physical::block(domain)).fpu.0.as_ptr();
             if self.xsave {

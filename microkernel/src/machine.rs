@@ -3,7 +3,7 @@
 use crate::{
     apic::{self, IoApics},
     clock::{self, Clock},
-    cpu::Loaded,
+    cpu::{self, Loaded},
     physical, serial,
 };
 use microkernel_logic::{Frame, Machine, block::ControlBlock, paging::Table};
@@ -107,6 +107,9 @@ impl Machine for Metal {
     }
     fn ticks_to_nanoseconds(&self, ticks: u64) -> u64 {
         self.clock.nanoseconds(ticks)
+    }
+    fn fpu_components(&self) -> u64 {
+        u64::from(cpu::states())
     }
     fn arm_timer(&mut self, deadline: u64) {
         self.clock.arm(deadline);

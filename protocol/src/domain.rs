@@ -214,7 +214,7 @@ pub struct Usage {
 /// Bytes of the floating-point state: x87, SSE and AVX in XSAVE format (Intel SDM vol. 1, 13.4).
 pub const FPU_BYTES: usize = 832;
 
-/// The state of a held domain ([`crate::abi::Number::DomainSave`]): all that makes it go on elsewhere but its memory, its windows and its services.
+/// The state of a held domain ([`crate::abi::Number::DomainSave`]): all that makes it go on elsewhere but its memory and its services.
 ///
 /// The kernel checks what it is given back and makes harmless what no domain can have.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -238,6 +238,8 @@ pub struct SavedDomain {
     pub cpu_ticks: u64,
     /// Times switched to.
     pub switches: u64,
+    /// Windows of NIC, disk and console: address and bytes.
+    pub windows: [[u64; 2]; 3],
     /// Floating-point state.
     pub fpu: [u8; FPU_BYTES],
 }
@@ -254,8 +256,53 @@ impl SavedDomain {
         trap: [0; 3],
         cpu_ticks: 0,
         switches: 0,
+        windows: [[0; 2]; 3],
         fpu: [0; FPU_BYTES],
     };
+
+    /// As it lies in memory, little-endian.
+    pub fn to_bytes(&self) -> [u8; size_of::<SavedDomain>()] {
+        let mut bytes = [0; size_of::<SavedDomain>()];
+        let [kind, address, value] = self.trap;
+        let words = self.registers.into_iter().chain([
+            u64::from(self.state) | u64::from(self.flags) << 32,
+            self.deadline,
+            self.clock,
+            self.pending,
+            kind,
+            address,
+            value,
+            self.cpu_ticks,
+            self.switches,
+        ]);
+        let words = words.chain(self.windows.into_iter().flatten());
+        let (front, fpu) = bytes.split_at_mut(size_of::<SavedDomain>() - FPU_BYTES);
+        for (chunk, word) in front.chunks_exact_mut(8).zip(words) {
+            chunk.copy_from_slice(&word.to_le_bytes());
+        }
+        fpu.copy_from_slice(&self.fpu);
+        bytes
+    }
+
+    /// From such bytes.
+    pub fn from_bytes(bytes: &[u8; size_of::<SavedDomain>()]) -> SavedDomain {
+        let word = |index: usize| bytes.as_chunks().0.get(index).map_or(0, |chunk| u64::from_le_bytes(*chunk));
+        let mut fpu = [0; FPU_BYTES];
+        fpu.copy_from_slice(&bytes[size_of::<SavedDomain>() - FPU_BYTES..]);
+        SavedDomain {
+            registers: core::array::from_fn(word),
+            state: word(18) as u32,
+            flags: (word(18) >> 32) as u32,
+            deadline: word(19),
+            clock: word(20),
+            pending: word(21),
+            trap: [word(22), word(23), word(24)],
+            cpu_ticks: word(25),
+            switches: word(26),
+            windows: [[word(27), word(28)], [word(29), word(30)], [word(31), word(32)]],
+            fpu,
+        }
+    }
 }
 
 /// Where a hardware interrupt comes from: `rdx` of [`crate::abi::Number::InterruptCreate`].
@@ -292,5 +339,20 @@ impl InterruptSource {
     }
 }
 
-const _: () = assert!(size_of::<SavedDomain>() == 1048);
+const _: () = assert!(size_of::<SavedDomain>() == 1096);
 const _: () = assert!(size_of::<DomainParameters>() == 112 && size_of::<Event>() == 48 && size_of::<Usage>() == 32);
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn saved_domains_round_trip(bytes in prop::collection::vec(any::<u8>(), size_of::<SavedDomain>())) {
+            let bytes: [u8; size_of::<SavedDomain>()] = bytes.try_into().unwrap();
+            prop_assert!(SavedDomain::from_bytes(&bytes).to_bytes() == bytes);
+        }
+    }
+}

@@ -2,6 +2,10 @@
 //!
 //! The builder derives it from the system file and checks it; `init` checks again what it relies on.
 
+mod table;
+
+pub use table::{VM_COST, VmTable};
+
 use crate::domain::Band;
 use alloc::{string::String, vec::Vec};
 use serde::{Deserialize, Serialize};

@@ -7,7 +7,7 @@ use crate::{Frame, NO_FRAME, capability::Capability, lists::Link};
 use protocol::{
     abi::MESSAGE_WORDS,
     capability::SLOTS,
-    domain::{QUEUES, Window},
+    domain::{FPU_BYTES, QUEUES, Window},
 };
 
 /// The registers of a domain that is not running. The message words come first, in the order of
@@ -61,6 +61,8 @@ pub enum State {
     Resetting = 7,
     /// Being destroyed.
     Dying = 8,
+    /// Taken aside as it was.
+    Held = 9,
 }
 
 /// Flag: return to the domain with all registers restored, not by the short way out of a system call.
@@ -143,9 +145,6 @@ pub struct Trap {
     pub value: u64,
 }
 
-/// Bytes for the floating-point state: x87, SSE and AVX in XSAVE format (Intel SDM vol. 1, 13.4).
-pub const FPU_BYTES: usize = 832;
-
 /// The control block.
 #[derive(Clone)]
 #[repr(C, align(4096))]
@@ -211,6 +210,10 @@ pub struct ControlBlock {
     pub cpu_ticks: u64,
     /// Times switched to.
     pub switches: u64,
+    /// When it is held: the [`State`] that it had.
+    pub held_from: u8,
+    /// When it is held: the deadline of its wait; [`protocol::abi::NEVER`]: none.
+    pub held_deadline: u64,
     /// Capabilities.
     pub slots: [Capability; SLOTS],
     /// Floating-point state.
@@ -232,6 +235,19 @@ impl Fpu {
         (bytes[24], bytes[25]) = (0x80, 0x1f);
         Fpu(bytes)
     };
+
+    /// Makes of any bytes a state that the processor loads without a fault (Intel SDM vol. 1, 13.8.1): only known components in the standard
+    /// format, the rest of the header and the reserved bits of MXCSR zero.
+    pub fn make_valid(&mut self, components: u64) {
+        let Fpu(bytes) = self;
+        let mut header = [0; 64];
+        header[..8].copy_from_slice(&bytes[512..520]);
+        header[0] &= components as u8;
+        header[1..].fill(0);
+        bytes[512..576].copy_from_slice(&header);
+        // The upper half of MXCSR is reserved on every processor with SSE2.
+        (bytes[26], bytes[27]) = (0, 0);
+    }
 }
 
 impl ControlBlock {
@@ -247,6 +263,7 @@ impl ControlBlock {
             6 => State::Trapped,
             7 => State::Resetting,
             8 => State::Dying,
+            9 => State::Held,
             _ => State::Stopped,
         }
     }
@@ -296,6 +313,8 @@ impl ControlBlock {
         idle_since: 0,
         cpu_ticks: 0,
         switches: 0,
+        held_from: 0,
+        held_deadline: 0,
         slots: [Capability::EMPTY; SLOTS],
         fpu: Fpu::INITIAL,
     };

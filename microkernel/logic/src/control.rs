@@ -116,7 +116,8 @@ impl<M: Machine> Kernel<M> {
                 let index = device_index(a)?;
                 self.machine.block_mut(frame).windows[index - 1] = Window { address: b, length: c };
             }
-            Control::Hold | Control::Release => return Err(Error::BadNumber.into()),
+            Control::Hold => self.hold(frame)?,
+            Control::Release => self.release(frame)?,
             Control::SetService => {
                 let index = device_index(a)?;
                 let service = if b == 0 { DomainRef::NOBODY } else { self.named_service(me, b)? };
@@ -178,11 +179,13 @@ impl<M: Machine> Kernel<M> {
         let frame = if target == Target::OWN { me } else { self.named_domain(me, target, Rights::CONTROL)?.0 };
         let block = self.machine.block(frame);
         let state = match block.state() {
-            State::Stopped | State::Resetting | State::Dying => 0,
+            State::Stopped => 0,
             State::Runnable => 1,
             State::Idle | State::Receiving => 2,
             State::Calling | State::Awaiting => 3,
             State::Trapped => 4,
+            State::Held => 5,
+            State::Resetting | State::Dying => 6,
         };
         let cpu_time = self.machine.ticks_to_nanoseconds(block.cpu_ticks);
         let words = [cpu_time, block.switches, state, u64::from(block.incarnation)];

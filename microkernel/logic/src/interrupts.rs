@@ -18,7 +18,7 @@ use protocol::{
 };
 
 /// Flags that a domain may have when it goes on: arithmetic flags, direction, alignment check, trap, and the identification flag.
-const USER_FLAGS: u64 = 0x24_0dd5 | 1 << 18;
+pub(crate) const USER_FLAGS: u64 = 0x24_0dd5 | 1 << 18;
 /// Flags that it always has: bit 1 is fixed, interrupts are on.
 pub(crate) const FIXED_FLAGS: u64 = 0x202;
 
@@ -69,6 +69,15 @@ impl<M: Machine> Kernel<M> {
         self.translate(block.root, block.register_page, true).ok().map(Page)
     }
 
+    /// The same, about to be written.
+    fn register_page_to_write(&mut self, vm: Frame) -> Option<Page> {
+        let block = self.machine.block(vm);
+        if !block.is_vm() {
+            return None;
+        }
+        self.reach(block.root, block.register_page, true).ok().map(Page)
+    }
+
     /// Raises a line of a domain, and wakes the domain if it waits for that.
     pub(crate) fn raise(&mut self, frame: Frame, line: u8) {
         // A capability may name no line.
@@ -81,14 +90,20 @@ impl<M: Machine> Kernel<M> {
                 self.wake(frame);
             }
             State::Idle => {
-                let masked = self.register_page(frame).is_some_and(|page| page.mask(&self.machine) & bit == 0);
-                if !masked {
+                if self.ends_idle(frame) {
                     self.finish_idle(frame);
                     self.wake(frame);
                 }
             }
             _ => {}
         }
+    }
+
+    /// Whether a pending line ends `idle`: without its page in memory a VM cannot say that it has masked it.
+    pub(crate) fn ends_idle(&self, frame: Frame) -> bool {
+        let pending = self.machine.block(frame).pending;
+        let mask = self.register_page(frame).map_or(u64::MAX, |page| page.mask(&self.machine));
+        pending & mask != 0
     }
 
     /// Ends the wait of a domain.
@@ -106,7 +121,7 @@ impl<M: Machine> Kernel<M> {
     }
 
     /// Ends `idle`: a VM finds what is pending in its register page, others in `rdi`.
-    fn finish_idle(&mut self, me: Frame) {
+    pub(crate) fn finish_idle(&mut self, me: Frame) {
         let block = self.machine.block_mut(me);
         block.registers.rax = Reply::OK.0;
         if !block.is_vm() {
@@ -141,7 +156,7 @@ impl<M: Machine> Kernel<M> {
     #[inline(never)]
     pub(crate) fn deliver(&mut self, vm: Frame) {
         // Without its page the VM cannot be told now; the kernel's own word keeps what is pending.
-        let Some(page) = self.register_page(vm) else { return };
+        let Some(page) = self.register_page_to_write(vm) else { return };
         let pending = page.pending(&self.machine) | core::mem::take(&mut self.machine.block_mut(vm).pending);
         page.set_pending(&mut self.machine, pending);
         self.enter_handler(vm, page, pending);
@@ -177,7 +192,7 @@ impl<M: Machine> Kernel<M> {
         if !block.is_vm() {
             return Err(Error::BadNumber.into());
         }
-        let page = Page(self.translate(block.root, block.register_page, true)?);
+        let page = Page(self.reach(block.root, block.register_page, true)?);
         let instruction = page.saved_instruction(&self.machine);
         if instruction >= SPACE_END {
             return Err(Error::BadAddress.into());
@@ -199,7 +214,7 @@ impl<M: Machine> Kernel<M> {
     /// `Number::Idle`.
     pub(crate) fn idle(&mut self, me: Frame) -> Outcome {
         let deadline = self.machine.block(me).registers.rdi;
-        if let Some(page) = self.register_page(me) {
+        if let Some(page) = self.register_page_to_write(me) {
             let pending = page.pending(&self.machine) | core::mem::take(&mut self.machine.block_mut(me).pending);
             page.set_pending(&mut self.machine, pending);
             if pending & page.mask(&self.machine) != 0 {

@@ -150,7 +150,9 @@ impl<M: Machine> Kernel<M> {
             Number::SetBuffer => self.set_buffer(me),
             Number::SetTimer => self.set_timer(me),
             Number::DomainUsage => self.domain_usage(me),
-            Number::DomainSave | Number::DomainRestore | Number::Scan => Err(Error::BadNumber.into()),
+            Number::DomainSave => self.domain_save(me),
+            Number::DomainRestore => self.domain_restore(me),
+            Number::Scan => self.scan(me),
         }
     }
 

@@ -17,7 +17,7 @@
 //! | `paging` | page tables of a domain, its memory as the kernel sees it |
 //! | `kernel` | entry, dispatch, exit |
 //! | `ipc`, `fast`, `interrupts`, `events` | messages, their short way, virtual interrupts, event queues |
-//! | `mapping`, `transfer`, `control`, `slots`, `devices` | the calls that act on capabilities |
+//! | `mapping`, `scan`, `transfer`, `control`, `suspend`, `slots`, `devices` | the calls that act on capabilities |
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -38,8 +38,10 @@ mod lists;
 mod machine;
 mod mapping;
 pub mod paging;
+mod scan;
 mod scheduler;
 mod slots;
+mod suspend;
 mod timers;
 mod transfer;
 

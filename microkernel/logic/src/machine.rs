@@ -39,6 +39,8 @@ pub trait Machine {
     fn ticks(&self) -> u64;
     /// Nanoseconds for a difference of [`Machine::ticks`].
     fn ticks_to_nanoseconds(&self, ticks: u64) -> u64;
+    /// The components of floating-point state that the processor switches, as bits of XCR0.
+    fn fpu_components(&self) -> u64;
     /// Asks for a timer interrupt at `deadline`, in place of any asked for before.
     fn arm_timer(&mut self, deadline: u64);
 

@@ -94,6 +94,9 @@ impl Machine for Model {
     fn ticks_to_nanoseconds(&self, ticks: u64) -> u64 {
         ticks
     }
+    fn fpu_components(&self) -> u64 {
+        7
+    }
     fn arm_timer(&mut self, deadline: u64) {
         self.timer = Some(deadline);
     }

@@ -21,6 +21,10 @@ const PRESENT: u64 = 1 << 0;
 const WRITE: u64 = 1 << 1;
 /// Entry bit: reachable from ring 3.
 const USER: u64 = 1 << 2;
+/// Entry bit: used since it was last cleared.
+const ACCESSED: u64 = 1 << 5;
+/// Entry bit: written since it was last cleared.
+const DIRTY: u64 = 1 << 6;
 /// Entry bits: uncached.
 const UNCACHED: u64 = 1 << 3 | 1 << 4;
 /// Entry bit: no instruction fetch.
@@ -68,6 +72,18 @@ impl Entry {
     /// Whether it is mapped uncached: device registers.
     pub const fn is_device(self) -> bool {
         self.0 & UNCACHED != 0
+    }
+    /// Whether it was used.
+    pub const fn is_accessed(self) -> bool {
+        self.0 & ACCESSED != 0
+    }
+    /// Whether it was written.
+    pub const fn is_dirty(self) -> bool {
+        self.0 & DIRTY != 0
+    }
+    /// The same, as if it had not been used.
+    pub const fn unaccessed(self) -> Entry {
+        Entry(self.0 & !ACCESSED)
     }
     /// The frame that it names.
     #[inline]
@@ -152,6 +168,19 @@ impl<M: Machine> Kernel<M> {
         Ok(u64::from(entry.frame()) << 12 | address & (PAGE - 1))
     }
 
+    /// The same, for the kernel's own use of the page on the domain's behalf: it counts as used, and as written.
+    #[inline]
+    pub(crate) fn reach(&mut self, root: Frame, address: u64, write: bool) -> Result<u64, Missing> {
+        let table = self.leaf_table(root, address).ok_or(Missing { address, write })?;
+        let physical = self.translate(root, address, write)?;
+        let used = ACCESSED | if write { DIRTY } else { 0 };
+        let entry = &mut self.machine.table_mut(table)[index(address, 1)];
+        if entry.0 & used != used {
+            entry.0 |= used;
+        }
+        Ok(physical)
+    }
+
     /// Reads `bytes` from a range, which must be as long.
     pub(crate) fn read_user(&self, root: Frame, range: UserRange, bytes: &mut [u8]) -> Result<(), Missing> {
         let mut address = range.start;
@@ -174,7 +203,7 @@ impl<M: Machine> Kernel<M> {
         while !rest.is_empty() {
             let here = rest.len().min((PAGE - address % PAGE) as usize);
             let (part, after) = rest.split_at(here);
-            let physical = self.translate(root, address, true)?;
+            let physical = self.reach(root, address, true)?;
             self.machine.write(physical, part);
             address += here as u64;
             rest = after;

@@ -140,9 +140,9 @@ impl<M: Machine> Kernel<M> {
     }
 
     /// Physical address of a place; `None`: zero bytes.
-    fn place(&self, side: Side, address: u64, write: bool) -> Result<Option<u64>, Error> {
+    fn place(&mut self, side: Side, address: u64, write: bool) -> Result<Option<u64>, Error> {
         match side {
-            Side::Space { root, base, own } => match self.translate(root, base + address, write) {
+            Side::Space { root, base, own } => match self.reach(root, base + address, write) {
                 Ok(physical) => Ok(Some(physical)),
                 Err(_) => Err(if own { Error::BadAddress } else { Error::NotPresent }),
             },

@@ -13,8 +13,8 @@ pub use raw::enter as enter_raw;
 use protocol::{
     abi::{Error, Lend, MESSAGE_WORDS, NEVER, Number, Reply, Request, SHORT_MESSAGE, Target, Wake},
     capability::{Description, Narrow},
-    domain::{Control, DomainParameters, Event, InterruptSource, Usage},
-    memory::{MapOperation, TransferOperation},
+    domain::{Control, DomainParameters, Event, InterruptSource, SavedDomain, Usage},
+    memory::{MapOperation, Scan, TransferOperation},
 };
 
 /// Result of a call.
@@ -369,6 +369,23 @@ pub fn domain_usage(target: Target) -> Result<Usage> {
     let mut usage = Usage::default();
     simple(Number::DomainUsage, [target.0, &mut usage as *mut Usage as u64, 0, 0, 0])?;
     Ok(usage)
+}
+
+/// Reads the state of a domain that is held ([`Control::Hold`]).
+pub fn domain_save(target: Target, state: &mut SavedDomain) -> Result<()> {
+    simple(Number::DomainSave, [target.0, state as *mut SavedDomain as u64, 0, 0, 0]).map(drop)
+}
+
+/// Gives a stopped domain this state; it is held then.
+pub fn domain_restore(target: Target, state: &SavedDomain) -> Result<()> {
+    simple(Number::DomainRestore, [target.0, state as *const SavedDomain as u64, 0, 0, 0]).map(drop)
+}
+
+/// Looks at the pages of `target` from `address` on, one for each byte of `states` (at most [`protocol::memory::SCAN_PAGES`]), each then
+/// bits of [`protocol::memory::PageState`]; and does what `action` says.
+pub fn scan(target: Target, address: u64, states: &mut [u8], action: Scan) -> Result<()> {
+    let arguments = [target.0, address, states.len() as u64, states.as_mut_ptr() as u64, u64::from(action.bits())];
+    simple(Number::Scan, arguments).map(drop)
 }
 
 /// Waits for ever.

@@ -48,6 +48,8 @@ pub enum Response {
     TooLong,
     /// No room for another VM.
     Full,
+    /// The page is none that a VM can have.
+    BadPage,
 }
 
 impl Service for Console {

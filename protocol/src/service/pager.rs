@@ -151,8 +151,6 @@ pub enum Response {
         frames: u64,
         /// Pages that are in swap space only.
         swapped: u64,
-        /// Frames shared with its image.
-        shared: u64,
         /// Page faults served.
         faults: u64,
         /// Nanoseconds of processor time.

@@ -215,6 +215,11 @@ impl<D: Driver> Disk<D> {
         self.answers.pop_front()
     }
 
+    /// Whether answers were taken from the ring, or made up for requests that failed at once, that [`Disk::poll`] has not given yet.
+    pub fn has_answers(&self) -> bool {
+        !self.answers.is_empty()
+    }
+
     /// Things that the driver wrote and that made no sense.
     pub fn nonsense(&self) -> u64 {
         self.nonsense

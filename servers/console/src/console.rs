@@ -7,12 +7,19 @@
 use crate::{
     editor::{Edit, Editor},
     output::{Class, Output},
+    talk::Talk,
     text::sanitise,
-    vms::{Vm, Vms},
+    vms::{Refusal, Vms},
 };
-use alloc::{collections::VecDeque, format, string::String};
+use alloc::{
+    collections::{BinaryHeap, VecDeque},
+    format,
+    string::String,
+};
+use core::cmp::Reverse;
+use hashbrown::HashMap;
 use protocol::{
-    service::{VmNumber, VmRef},
+    service::{VmNumber, VmRef, place},
     text::OUTPUT,
 };
 
@@ -22,6 +29,12 @@ pub const LINES_AHEAD: usize = 16;
 pub const PROMPT_MAX: usize = 256;
 /// Nanoseconds after which a VM's line is printed though it has not ended.
 pub const LINE_DELAY: u64 = 250_000_000;
+/// Nanoseconds after which a VM is looked at again whose page could not be read.
+const LOOK_AGAIN: u64 = 250_000_000;
+/// Times that it is looked at so.
+const MISSES: u8 = 20;
+/// VMs that can print at the same time; others wait.
+const TALKS: usize = 1024;
 
 /// Returns to the first column and erases the line.
 const ERASE: &str = "\r\x1b[K";
@@ -39,12 +52,14 @@ pub struct Console {
     dropped: u64,
     lines: VecDeque<String>,
     vms: Vms,
-    /// VMs to look at again, each at most once, with the time.
-    later: VecDeque<(u64, VmNumber)>,
+    /// Those that print, by place.
+    talks: HashMap<u32, Talk>,
+    /// Places of VMs to look at again, each at most once, with the time.
+    later: BinaryHeap<Reverse<(u64, u32)>>,
 }
 
 impl Console {
-    /// A console for at most `vms` VMs.
+    /// A console for VMs at places below `vms`.
     pub fn new(vms: usize) -> Console {
         Console {
             output: Output::default(),
@@ -54,7 +69,8 @@ impl Console {
             dropped: 0,
             lines: VecDeque::new(),
             vms: Vms::new(vms),
-            later: VecDeque::new(),
+            talks: HashMap::new(),
+            later: BinaryHeap::new(),
         }
     }
 
@@ -173,52 +189,77 @@ impl Console {
         self.lines.push_front(line);
     }
 
-    /// Gives a VM a console; `false` if there is no room for another.
-    pub fn attach(&mut self, vm: VmNumber, at: VmRef, name: &str, page: u64, now: u64) -> bool {
-        self.vms.attach(Vm::new(vm, at, name, page, now)).is_ok()
+    /// Gives a VM a console.
+    pub fn attach(&mut self, vm: VmNumber, at: VmRef, name: &str, page: u64) -> Result<(), Refusal> {
+        self.talks.remove(&place(vm));
+        self.vms.attach(vm, at, name, page)
     }
 
     /// Takes a VM's console away; what it was in the middle of is printed.
     pub fn detach(&mut self, vm: VmNumber) {
-        if let Some(mut vm) = self.vms.detach(vm) {
-            let Vm { name, lost, .. } = &vm;
-            let (name, lost) = (name.clone(), *lost);
-            vm.flush(|line| self.vm_line(&name, line));
-            if lost > 0 {
-                self.vm_lost(&name, lost);
-            }
+        let Some(name) = self.vms.detach(vm) else { return };
+        if let Some(mut talk) = self.talks.remove(&place(vm)) {
+            talk.flush(|line| self.vm_line(&name, line));
+            self.vm_lost(&name, talk.lost);
         }
     }
 
     /// Where the VM is, and the address of the console page to read, now that the VM has rung its doorbell; `None` if the VM is
-    /// unknown, or has used up its allowance: then it is looked at later. `at`: where it rang.
+    /// unknown or nowhere, or has used up its allowance: then it is looked at later. `at`: where it rang.
     pub fn rung(&mut self, vm: VmNumber, at: Option<VmRef>, now: u64) -> Option<(VmRef, u64)> {
         let found = self.vms.get(vm)?;
-        found.at = at.unwrap_or(found.at);
-        let page = (found.at, found.page);
-        match found.bucket.muted_until(now) {
-            None => Some(page),
-            Some(until) => {
-                self.look_later(vm, until);
-                None
-            }
+        if let Some(at) = at {
+            (found.at, found.misses) = (at, 0);
+        }
+        let (at, page) = (found.at, found.page());
+        let later = match self.talks.get_mut(&place(vm)) {
+            Some(talk) => talk.bucket.muted_until(now),
+            None => (!self.has_room(now)).then(|| now.saturating_add(LOOK_AGAIN)),
+        };
+        if let Some(time) = later {
+            self.look_later(vm, time);
+        }
+        (later.is_none() && at != VmRef::NOWHERE).then_some((at, page))
+    }
+
+    /// Whether another VM can begin to print.
+    fn has_room(&mut self, now: u64) -> bool {
+        if self.talks.len() >= TALKS {
+            self.talks.retain(|_, talk| !talk.is_over(now));
+        }
+        self.talks.len() < TALKS
+    }
+
+    /// A VM's page could not be read: it is not in memory, or the VM has left. What is in it waits until the VM rings again, but it
+    /// is looked at a few times more: the page may be there soon.
+    pub fn missed(&mut self, vm: VmNumber, now: u64) {
+        let Some(found) = self.vms.get(vm) else { return };
+        if found.misses < MISSES {
+            found.misses += 1;
+            self.look_later(vm, now.saturating_add(LOOK_AGAIN));
         }
     }
 
     /// Takes the output in a VM's page; returns the index `read` to write back, or `None` if the VM is unknown.
     pub fn vm_output(&mut self, vm: VmNumber, written: u32, read: u32, ring: &[u8; OUTPUT], now: u64) -> Option<u32> {
         let found = self.vms.get(vm)?;
-        let name = found.name.clone();
+        found.misses = 0;
+        let from = found.take(written, read);
+        if from == written {
+            return Some(written);
+        }
+        let name = self.vms.name(vm)?;
+        let talk = self.talks.entry(place(vm)).or_insert_with(|| Talk::new(now));
         let mut text = String::new();
         let mut lines = 0;
-        let read = found.take(written, read, ring, now, |line| {
+        talk.take(written, from, ring, now, |line| {
             vm_line(&name, line, &mut text);
             lines += 1;
         });
-        let later = match found.bucket.muted_until(now) {
+        let later = match talk.bucket.muted_until(now) {
             Some(until) => Some(until),
-            None if found.has_begun_line() => Some(now.saturating_add(LINE_DELAY)),
-            None if found.lost > 0 => Some(now),
+            None if talk.has_begun_line() => Some(now.saturating_add(LINE_DELAY)),
+            None if talk.lost > 0 => Some(now),
             None => None,
         };
         if lines > 0 {
@@ -230,7 +271,7 @@ impl Console {
         if let Some(time) = later {
             self.look_later(vm, time);
         }
-        Some(read)
+        Some(written)
     }
 
     fn vm_line(&mut self, name: &str, line: &[u8]) {
@@ -240,44 +281,43 @@ impl Console {
     }
 
     fn vm_lost(&mut self, name: &str, lost: u64) {
-        self.print(Class::Server, &format!("vm {name}| [{lost} bytes of output dropped]\n"));
+        if lost > 0 {
+            self.print(Class::Server, &format!("vm {name}| [{lost} bytes of output dropped]\n"));
+        }
     }
 
     fn look_later(&mut self, vm: VmNumber, time: u64) {
         if let Some(found) = self.vms.get(vm)
-            && !found.waits
+            && !core::mem::replace(&mut found.waits, true)
         {
-            found.waits = true;
-            self.later.push_back((time, vm));
+            self.later.push(Reverse((time, place(vm))));
         }
     }
 
     /// When [`Console::look`] has something to do, in nanoseconds since kernel entry.
     pub fn next_look(&self) -> Option<u64> {
-        self.later.front().map(|(time, _)| *time)
+        self.later.peek().map(|Reverse((time, _))| *time)
     }
 
     /// Looks at the first VM that was put off, if its time has come: says what it lost, prints the line it is in the
     /// middle of. Returns it if its page is to be read now.
     pub fn look(&mut self, now: u64) -> Option<VmNumber> {
-        self.later.front().filter(|(time, _)| *time <= now)?;
-        let (_, vm) = self.later.pop_front()?;
-        let found = self.vms.get(vm)?;
-        found.waits = false;
-        if let Some(until) = found.bucket.muted_until(now) {
+        self.later.peek().filter(|Reverse((time, _))| *time <= now)?;
+        let Reverse((_, at)) = self.later.pop()?;
+        let vm = self.vms.end_wait(at)?;
+        let Some(talk) = self.talks.get_mut(&at) else { return Some(vm) };
+        if let Some(until) = talk.bucket.muted_until(now) {
             self.look_later(vm, until);
             return None;
         }
-        let name = found.name.clone();
-        let lost = core::mem::take(&mut found.lost);
+        let lost = core::mem::take(&mut talk.lost);
         let mut begun = None;
-        found.flush(|line| begun = Some(line.to_vec()));
+        talk.flush(|line| begun = Some(line.to_vec()));
+        let name = self.vms.name(vm)?;
         if let Some(line) = begun {
             self.vm_line(&name, &line);
         }
-        if lost > 0 {
-            self.vm_lost(&name, lost);
-        }
+        self.vm_lost(&name, lost);
         Some(vm)
     }
 }
@@ -319,7 +359,7 @@ mod tests {
 
     #[test]
     fn log_lines_carry_the_name_and_nothing_harmful() {
-        let mut console = Console::new(1);
+        let mut console = Console::new(10);
         console.log("swap", "ready\x1b[2J\ntwo\n");
         assert_eq!(printed(&mut console), "swap: ready.[2J\r\nswap: two\r\n");
         assert!(console.is_idle());
@@ -327,7 +367,7 @@ mod tests {
 
     #[test]
     fn the_prompt_moves_out_of_the_way_of_a_log_line() {
-        let mut console = Console::new(1);
+        let mut console = Console::new(10);
         console.write("Denali\n> ");
         assert_eq!(printed(&mut console), "Denali\r\n> ");
         type_in(&mut console, "li");
@@ -343,7 +383,7 @@ mod tests {
 
     #[test]
     fn editing_redraws_the_line() {
-        let mut console = Console::new(1);
+        let mut console = Console::new(10);
         console.write("> ");
         type_in(&mut console, "kill\x08\x08");
         assert_eq!(printed(&mut console), "> ki");
@@ -357,7 +397,7 @@ mod tests {
 
     #[test]
     fn lines_typed_ahead_are_kept_but_not_without_end() {
-        let mut console = Console::new(1);
+        let mut console = Console::new(10);
         for number in 0..100 {
             type_in(&mut console, &format!("{number}\r"));
         }
@@ -368,7 +408,7 @@ mod tests {
 
     #[test]
     fn a_full_queue_says_how_much_was_dropped() {
-        let mut console = Console::new(1);
+        let mut console = Console::new(10);
         for _ in 0..10_000 {
             console.log("swap", "the same line again and again");
         }
@@ -380,8 +420,8 @@ mod tests {
 
     #[test]
     fn vm_lines_are_whole_and_named() {
-        let mut console = Console::new(1);
-        assert!(console.attach(VM, AT, "web", 0x20_3000, 0));
+        let mut console = Console::new(10);
+        console.attach(VM, AT, "web", 0x20_3000).unwrap();
         assert_eq!(console.rung(VM, None, 0), Some((AT, 0x20_3000)));
         let mut written = 0;
         vm_prints(&mut console, &mut written, "hel", 0);
@@ -397,8 +437,8 @@ mod tests {
 
     #[test]
     fn a_flooding_vm_is_muted_and_its_loss_told() {
-        let mut console = Console::new(1);
-        console.attach(VM, AT, "flood", 0, 0);
+        let mut console = Console::new(10);
+        console.attach(VM, AT, "flood", 0).unwrap();
         let line = "y".repeat(99) + "\n";
         let mut written = 0;
         let mut rings = 0;
@@ -422,12 +462,64 @@ mod tests {
 
     #[test]
     fn detach_prints_the_rest() {
-        let mut console = Console::new(1);
-        console.attach(VM, AT, "web", 0, 0);
+        let mut console = Console::new(10);
+        console.attach(VM, AT, "web", 0).unwrap();
         vm_prints(&mut console, &mut 0, "panicked", 0);
         console.detach(VM);
         assert_eq!(printed(&mut console), "vm web| panicked\r\n");
         assert_eq!(console.rung(VM, None, 0), None);
         assert_eq!(console.look(u64::MAX), None);
+    }
+
+    #[test]
+    fn a_page_that_is_not_there_is_looked_at_again_but_not_for_ever() {
+        let mut console = Console::new(10);
+        console.attach(VM, AT, "web", 0x20_3000).unwrap();
+        let mut now = 0;
+        for _ in 0..MISSES {
+            assert_eq!(console.rung(VM, None, now), Some((AT, 0x20_3000)));
+            console.missed(VM, now);
+            now = console.next_look().unwrap();
+            assert_eq!(console.look(now), Some(VM));
+        }
+        console.missed(VM, now);
+        assert_eq!(console.next_look(), None);
+        // It rings where it is now.
+        let elsewhere = VmRef { frame: 91, generation: 1 };
+        assert_eq!(console.rung(VM, Some(elsewhere), now), Some((elsewhere, 0x20_3000)));
+        console.missed(VM, now);
+        assert!(console.next_look().is_some());
+        // One that is nowhere is left in peace.
+        console.attach(2, VmRef::NOWHERE, "gone", 0x20_3000).unwrap();
+        assert_eq!(console.rung(2, None, now), None);
+    }
+
+    #[test]
+    fn those_that_are_quiet_are_forgotten_for_those_that_print() {
+        let mut console = Console::new(2 * TALKS + 1);
+        let mut ring = [b'x'; OUTPUT];
+        ring[9] = b'\n';
+        for vm in 1..=2 * TALKS as u64 {
+            console.attach(vm, AT, &format!("vm-{vm}"), 0).unwrap();
+            let room = vm <= TALKS as u64;
+            assert_eq!(console.rung(vm, None, 0).is_some(), room, "{vm}");
+            if room {
+                console.vm_output(vm, 10, 0, &ring, 0);
+            }
+            printed(&mut console);
+        }
+        // A few milliseconds later all of the first are as good as new.
+        let due = console.next_look().unwrap();
+        let mut served = 0;
+        while let Some(vm) = console.look(due) {
+            assert!(console.rung(vm, None, due).is_some());
+            console.vm_output(vm, 10, 0, &ring, due);
+            assert_eq!(printed(&mut console), format!("vm vm-{vm}| xxxxxxxxx\r\n"));
+            served += 1;
+        }
+        assert_eq!((served, console.talks.len(), console.next_look()), (TALKS, TALKS, None));
+        // Who has nothing new costs nothing.
+        console.vm_output(1, 10, 0, &ring, due * 2);
+        assert!(console.has_room(due * 2) && console.talks.is_empty());
     }
 }

@@ -33,6 +33,12 @@ impl Bucket {
         }
     }
 
+    /// Whether as much may be printed as ever.
+    pub fn is_full(&mut self, now: u64) -> bool {
+        self.fill(now);
+        self.level >= BURST * SECOND
+    }
+
     /// Takes up to `wanted` bytes; returns how many may be printed. Who takes the last is muted for a while.
     pub fn take(&mut self, wanted: u64, now: u64) -> u64 {
         self.fill(now);

@@ -10,6 +10,7 @@ use alloc::{boxed::Box, format, string::String, vec::Vec};
 use console::{
     console::Console,
     uart::{Registers, Uart},
+    vms::Refusal,
 };
 use hypercall::Token;
 use protocol::{
@@ -36,8 +37,10 @@ const POLL_BUSY: u64 = 1_000_000;
 /// Nanoseconds between looks for input where there is no interrupt; and between looks at a port that is busy though its
 /// interrupt should have come.
 const POLL_IDLE: u64 = 20_000_000;
-/// Bytes of heap for each VM that may be attached.
-const HEAP_PER_VM: u64 = 1024;
+/// Bytes of heap for other things than VMs: what waits for the serial line, and VMs in the middle of a line.
+const HEAP_KEPT: u64 = 640 << 10;
+/// Bytes of heap for each VM that may be attached: its record, and its place in the list of those to look at while that grows.
+const HEAP_PER_VM: u64 = 96;
 /// Events taken at a time.
 const EVENTS: usize = 32;
 
@@ -107,7 +110,7 @@ impl Server {
         let mut server = Server {
             clients: startup.clients.iter().map(|client| (client.badge, client.name.clone())).collect(),
             uart: Uart::new(ports),
-            console: Console::new((startup.heap / HEAP_PER_VM) as usize),
+            console: Console::new((startup.heap.saturating_sub(HEAP_KEPT) / HEAP_PER_VM) as usize),
             vms,
             platform: startup.channel("platform").map(|channel| Client::new(channel.slot)),
             isa_interrupt,
@@ -182,8 +185,10 @@ impl Server {
             return;
         };
         let target = Target::pool(slot, at.frame, at.generation);
-        // The VM has just written to its page, so it is in memory; if not, what it wrote is taken the next time.
+        // A VM that has just rung has just written to its page, so it is there. If it is not there any more, nobody is asked to
+        // bring it: the pager is a client of the console, and calls go upward only.
         if transfer::read(target, page, &mut self.page[..]).is_err() {
+            self.console.missed(vm, now);
             return;
         }
         let word = |offset: usize| self.page[offset..].first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes));
@@ -252,12 +257,15 @@ impl Handler<ConsoleService> for Server {
                 },
             },
             Request::Attach { vm, at, name, page } => {
-                let done = self.console.attach(vm, at, name, page, clock::now());
-                if done {
-                    // What it has written before this console server knew it.
-                    self.rung(vm, None);
-                }
-                Answer::Now(if done { Response::Done } else { Response::Full })
+                Answer::Now(match self.console.attach(vm, at, name, page) {
+                    Ok(()) => {
+                        // What it has written before this console server knew it.
+                        self.rung(vm, None);
+                        Response::Done
+                    }
+                    Err(Refusal::Full) => Response::Full,
+                    Err(Refusal::BadPage) => Response::BadPage,
+                })
             }
             Request::Detach(vm) => {
                 // Its last words may still be in its page.

@@ -1,213 +1,191 @@
-//! The VMs with a console, and the lines that they are in the middle of.
+//! The VMs with a console.
+//!
+//! What stands here of a VM is what it costs when it is quiet or has left memory: 32 bytes, and nothing else.
 
-use crate::limit::Bucket;
-use alloc::{string::String, vec::Vec};
-use hashbrown::HashMap;
+use crate::names::{Name, Names};
+use alloc::string::String;
 use protocol::{
-    service::{VmNumber, VmRef, place},
-    text::OUTPUT,
+    layout::PAGE,
+    service::{PLACE_BITS, VmNumber, VmRef, place},
 };
+use server_runtime::places::Places;
 
-/// Bytes of a VM's line before it is printed without having ended.
-pub const LINE_MAX: usize = 240;
 /// Bytes of a VM's name that are printed.
 pub const NAME_MAX: usize = 64;
 
+/// Whether there is a VM.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+enum State {
+    /// There is none.
+    #[default]
+    Vacant,
+    /// There is one, whose page was not read yet.
+    New,
+    /// There is one, and the console knows how much of its output it has taken.
+    Known,
+}
+
 /// A VM's console.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Vm {
-    /// The VM.
-    pub vm: VmNumber,
     /// Where it was when it was last heard of.
     pub at: VmRef,
-    /// What is printed before each line.
-    pub name: String,
-    /// Address of its console page.
-    pub page: u64,
-    /// Its allowance.
-    pub bucket: Bucket,
-    /// Bytes lost since the last report of it.
-    pub lost: u64,
-    /// Whether it is in the list of those to look at later.
+    /// Its number without its place.
+    start: u32,
+    name: Name,
+    /// Number of its console page.
+    page: u32,
+    /// Bytes taken, as in [`protocol::text::ConsolePage::read`].
+    read: u32,
+    state: State,
+    /// Whether it is in the list of those to look at later. It belongs to the place, as the list does.
     pub waits: bool,
-    /// Bytes taken, as in [`protocol::text::ConsolePage::read`]; unknown until its page was read.
-    read: Option<u32>,
-    line: Vec<u8>,
+    /// Times in a row that its page could not be read.
+    pub misses: u8,
+}
+
+const _: () = assert!(size_of::<Vm>() == 32);
+
+/// Bytes that a VM costs: its record, and its part of the table. Its name's stem is shared by its kind.
+pub const VM_COST: usize = Places::<Vm>::COST;
+
+impl Default for Vm {
+    fn default() -> Vm {
+        Vm {
+            at: VmRef::NOWHERE,
+            start: 0,
+            name: Name::default(),
+            page: 0,
+            read: 0,
+            state: State::Vacant,
+            waits: false,
+            misses: 0,
+        }
+    }
 }
 
 impl Vm {
-    /// A VM whose console was not read yet. The name is cut at [`NAME_MAX`] bytes and made harmless.
-    pub fn new(vm: VmNumber, at: VmRef, name: &str, page: u64, now: u64) -> Vm {
-        let mut harmless = String::new();
-        crate::text::sanitise(&name.as_bytes()[..name.floor_char_boundary(NAME_MAX)], &mut harmless);
-        Vm {
-            vm,
-            at,
-            name: harmless,
-            page,
-            bucket: Bucket::new(now),
-            lost: 0,
-            waits: false,
-            read: None,
-            line: Vec::new(),
-        }
+    /// Address of its console page.
+    pub const fn page(&self) -> u64 {
+        self.page as u64 * PAGE
     }
 
-    /// Takes the output that is new in the VM's ring and gives each complete line to `print`. `written` and `read` are the
-    /// indices in the VM's page, which may be nonsense. Returns the new `read`.
-    pub fn take(
-        &mut self,
-        written: u32,
-        read: u32,
-        ring: &[u8; OUTPUT],
-        now: u64,
-        mut print: impl FnMut(&[u8]),
-    ) -> u32 {
-        // After a restart of the console the page knows where it was; from then on only our own count is believed.
-        let read = *self.read.get_or_insert(read);
-        let unread = written.wrapping_sub(read);
-        let kept = unread.min(OUTPUT as u32);
-        let allowed = self.bucket.take(u64::from(kept), now) as u32;
-        self.lost += u64::from(unread - allowed);
-        let first = written.wrapping_sub(kept);
-        for index in 0..allowed {
-            let byte = ring[first.wrapping_add(index) as usize % OUTPUT];
-            if byte != b'\n' {
-                self.line.push(byte);
-            }
-            if byte == b'\n' || self.line.len() >= LINE_MAX {
-                print(&self.line);
-                self.line.clear();
-            }
-        }
-        if self.line.is_empty() {
-            // Most VMs are between lines most of the time; they hold no buffer then.
-            self.line = Vec::new();
-        }
-        self.read = Some(written);
-        written
-    }
-
-    /// Gives the line that the VM is in the middle of to `print`, if there is one.
-    pub fn flush(&mut self, print: impl FnOnce(&[u8])) {
-        if !self.line.is_empty() {
-            print(&core::mem::take(&mut self.line));
-        }
-    }
-
-    /// Whether the VM is in the middle of a line.
-    pub fn has_begun_line(&self) -> bool {
-        !self.line.is_empty()
+    /// Takes its output up to `written`; returns from where. `read`: what its page says was taken. After a restart of the console that
+    /// is believed; from then on only our own count is.
+    pub fn take(&mut self, written: u32, read: u32) -> u32 {
+        let from = if self.state == State::Known { self.read } else { read };
+        (self.read, self.state) = (written, State::Known);
+        from
     }
 }
 
-/// The table, by place.
+/// Why a VM was not added.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Refusal {
+    /// No room for it.
+    Full,
+    /// Its page is none.
+    BadPage,
+}
+
+/// The table.
 #[derive(Debug)]
 pub struct Vms {
-    vms: HashMap<u32, Vm>,
-    most: usize,
+    vms: Places<Vm>,
+    names: Names,
 }
 
 impl Vms {
-    /// An empty table for `most` VMs.
+    /// An empty table for VMs at places below `most`.
     pub fn new(most: usize) -> Vms {
-        Vms { vms: HashMap::new(), most }
+        Vms { vms: Places::new(most), names: Names::default() }
     }
 
-    /// Adds a VM, in place of what had its place before. Gives it back if the table is full.
-    pub fn attach(&mut self, vm: Vm) -> Result<(), Vm> {
-        let place = place(vm.vm);
-        if self.vms.len() >= self.most && !self.vms.contains_key(&place) {
-            return Err(vm);
+    /// Adds a VM, in place of what had its place before. The name is cut at [`NAME_MAX`] bytes and made harmless.
+    pub fn attach(&mut self, vm: VmNumber, at: VmRef, name: &str, page: u64) -> Result<(), Refusal> {
+        let start = u32::try_from(vm >> PLACE_BITS).map_err(|_| Refusal::Full)?;
+        let number = u32::try_from(page / PAGE).ok().filter(|_| page.is_multiple_of(PAGE)).ok_or(Refusal::BadPage)?;
+        let mut harmless = String::new();
+        crate::text::sanitise(&name.as_bytes()[..name.floor_char_boundary(NAME_MAX)], &mut harmless);
+        let record = self.vms.make(place(vm)).ok_or(Refusal::Full)?;
+        if record.state != State::Vacant {
+            self.names.remove(record.name);
         }
-        self.vms.insert(place, vm);
+        let name = self.names.add(&harmless);
+        *record = Vm { at, start, name, page: number, state: State::New, waits: record.waits, ..Vm::default() };
         Ok(())
     }
 
-    /// Takes a VM away.
-    pub fn detach(&mut self, vm: VmNumber) -> Option<Vm> {
-        self.get(vm)?;
-        self.vms.remove(&place(vm))
+    /// Takes a VM away; its name.
+    pub fn detach(&mut self, vm: VmNumber) -> Option<String> {
+        let record = self.get(vm)?;
+        let name = record.name;
+        *record = Vm { waits: record.waits, ..Vm::default() };
+        let text = self.names.text(name);
+        self.names.remove(name);
+        Some(text)
     }
 
     /// The VM with this number.
     pub fn get(&mut self, vm: VmNumber) -> Option<&mut Vm> {
-        self.vms.get_mut(&place(vm)).filter(|found| found.vm == vm)
+        let start = vm >> PLACE_BITS;
+        self.vms.get_mut(place(vm)).filter(|found| found.state != State::Vacant && u64::from(found.start) == start)
+    }
+
+    /// The name of a VM.
+    pub fn name(&self, vm: VmNumber) -> Option<String> {
+        let found = self.vms.get(place(vm))?;
+        (found.state != State::Vacant && u64::from(found.start) == vm >> PLACE_BITS)
+            .then(|| self.names.text(found.name))
+    }
+
+    /// The number of the VM at a place, if there is one; it is taken out of the list of those to look at.
+    pub fn end_wait(&mut self, place: u32) -> Option<VmNumber> {
+        let found = self.vms.get_mut(place)?;
+        found.waits = false;
+        (found.state != State::Vacant).then(|| u64::from(found.start) << PLACE_BITS | u64::from(place))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::limit::BURST;
-    use proptest::prelude::*;
 
-    const VM: VmNumber = 7;
     const AT: VmRef = VmRef { frame: 70, generation: 1 };
 
-    fn ring(text: &[u8], at: u32) -> [u8; OUTPUT] {
-        let mut ring = [0; OUTPUT];
-        for (index, byte) in text.iter().enumerate() {
-            ring[(at as usize + index) % OUTPUT] = *byte;
-        }
-        ring
-    }
-
-    fn take(vm: &mut Vm, text: &str, at: u32) -> Vec<String> {
-        let mut lines = Vec::new();
-        let print = |line: &[u8]| lines.push(String::from_utf8_lossy(line).into_owned());
-        vm.take(at.wrapping_add(text.len() as u32), at, &ring(text.as_bytes(), at), 0, print);
-        lines
-    }
-
     #[test]
-    fn lines_are_put_together_across_the_end_of_the_ring() {
-        let mut vm = Vm::new(VM, AT, "web", 0, 0);
-        let at = u32::MAX - 3;
-        assert_eq!(take(&mut vm, "hello\nwor", at), ["hello"]);
-        assert!(vm.has_begun_line());
-        assert_eq!(take(&mut vm, "ld\n", at.wrapping_add(9)), ["world"]);
-        assert!(!vm.has_begun_line());
-    }
-
-    #[test]
-    fn what_was_overwritten_is_counted() {
-        let mut vm = Vm::new(VM, AT, "web", 0, 0);
-        let ring = [b'\n'; OUTPUT];
-        let mut lines = 0;
-        assert_eq!(vm.take(OUTPUT as u32 + 100, 0, &ring, 0, |_| lines += 1), OUTPUT as u32 + 100);
-        assert_eq!((lines, vm.lost), (OUTPUT, 100));
+    fn a_vm_is_small() {
+        assert_eq!(VM_COST, 33);
     }
 
     #[test]
     fn a_name_cannot_forge_lines() {
-        let vm = Vm::new(VM, AT, "a\nswap: all is well\n", 0, 0);
-        assert_eq!(vm.name, "a.swap: all is well.");
+        let mut vms = Vms::new(9);
+        vms.attach(7, AT, "a\nswap: all is well\n", 0).unwrap();
+        assert_eq!(vms.name(7).unwrap(), "a.swap: all is well.");
     }
 
     #[test]
     fn the_table_is_bounded_and_knows_numbers() {
-        let mut vms = Vms::new(1);
-        vms.attach(Vm::new(VM, AT, "a", 0, 0)).unwrap();
-        assert!(vms.attach(Vm::new(8, AT, "b", 0, 0)).is_err());
-        let next = 1 << 24 | 7;
-        vms.attach(Vm::new(next, AT, "c", 0, 0)).unwrap();
-        assert!(vms.get(VM).is_none() && vms.detach(VM).is_none());
-        assert_eq!(vms.detach(next).unwrap().name, "c");
+        let mut vms = Vms::new(8);
+        vms.attach(7, AT, "a", 0).unwrap();
+        assert_eq!(vms.attach(8, AT, "b", 0), Err(Refusal::Full));
+        assert_eq!(vms.attach(1 << 60, AT, "b", 0), Err(Refusal::Full));
+        assert_eq!(vms.attach(6, AT, "b", 12), Err(Refusal::BadPage));
+        assert_eq!(vms.attach(6, AT, "b", u64::MAX & !0xfff), Err(Refusal::BadPage));
+        let next = 1 << PLACE_BITS | 7;
+        vms.attach(next, AT, "c", 0x20_3000).unwrap();
+        assert!(vms.get(7).is_none() && vms.detach(7).is_none() && vms.name(7).is_none());
+        assert_eq!(vms.get(next).unwrap().page(), 0x20_3000);
+        assert_eq!(vms.detach(next).as_deref(), Some("c"));
+        assert_eq!((vms.detach(next), vms.end_wait(7)), (None, None));
     }
 
-    proptest! {
-        #[test]
-        fn nonsense_indices_are_harmless(steps in prop::collection::vec((any::<u32>(), any::<u32>(), any::<u8>()), 1..50)) {
-            let mut vm = Vm::new(VM, AT, "x", 0, 0);
-            let mut printed = 0u64;
-            for (written, read, fill) in steps {
-                vm.take(written, read, &[fill; OUTPUT], 0, |line| {
-                    assert!(line.len() <= LINE_MAX);
-                    printed += line.len() as u64;
-                });
-                prop_assert!(printed <= BURST);
-            }
-        }
+    #[test]
+    fn the_page_is_believed_once() {
+        let mut vms = Vms::new(8);
+        vms.attach(1, AT, "a", 0).unwrap();
+        let vm = vms.get(1).unwrap();
+        assert_eq!((vm.take(70, 50), vm.take(90, 0)), (50, 70));
     }
 }

@@ -16,7 +16,7 @@ use protocol::{
     domain::{Control, DomainParameters, Event, EventKind, line},
     image::Image,
     layout::{PAGE, STACK_TOP},
-    manifest::{Manifest, Resource, Server},
+    manifest::{Manifest, Resource, Server, VmTable},
     memory::{MapKind, MapOperation},
     service::init::{Request, Response, ServerInfo, State},
 };
@@ -391,7 +391,8 @@ fn finish(machine: &mut impl Machine, domain: Target, control: Control) -> Resul
 fn read_manifest(bundle: &[u8]) -> Result<Manifest, Refusal> {
     let file = bundle::find(bundle, bundle::MANIFEST).map_err(|error| format!("{error}"))?;
     let file = file.ok_or_else(|| format!("the bundle has no file {:?}", bundle::MANIFEST))?;
-    let manifest = Manifest::decode(file.data).map_err(|error| format!("it is damaged ({error})"))?;
+    // The VMs are the loader's: nothing of them is kept here.
+    let (manifest, _) = VmTable::decode(file.data).map_err(|error| format!("it is damaged ({error})"))?;
     check::check(&manifest)?;
     Ok(manifest)
 }

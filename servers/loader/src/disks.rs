@@ -1,9 +1,9 @@
 //! The virtual disks of VMs: looked up, made if the system file says so, attached and detached.
 
 use crate::{
+    guest::Guest,
     loader::{NO_SUCH_SERVER, again, unexpected},
     peers::Peers,
-    table::Running,
 };
 use alloc::{
     borrow::ToOwned,
@@ -14,7 +14,10 @@ use protocol::{
     disk::{BLOCK, DISKS},
     manifest::{Disk, Vm},
     registers::{DISK_READ_ONLY, DiskRegister},
-    service::vdisk::{DiskInfo, Request, Response, Wanted},
+    service::{
+        VmNumber, VmRef,
+        vdisk::{DiskInfo, Request, Response, Wanted},
+    },
 };
 use server_runtime::CallError;
 
@@ -60,11 +63,11 @@ fn find(peers: &mut impl Peers, disk: &Disk) -> Result<DiskInfo, String> {
 }
 
 /// Gives a VM its disks; or why not.
-pub fn attach(peers: &mut impl Peers, vm: &Vm, running: &Running) -> Result<(), String> {
-    let Some((queue, length)) = running.guest.disk().filter(|_| !vm.disks.is_empty()) else { return Ok(()) };
+pub fn attach(peers: &mut impl Peers, vm: &Vm, guest: &Guest, number: VmNumber, at: VmRef) -> Result<(), String> {
+    let Some((queue, length)) = guest.disk().filter(|_| !vm.disks.is_empty()) else { return Ok(()) };
     let wanted = |disk: &Disk| Wanted { name: disk.name.clone(), read_only: disk.read_only };
     let disks = vm.disks.iter().map(wanted).collect();
-    let request = Request::Attach { vm: running.vm, at: running.at, queue, length, disks };
+    let request = Request::Attach { vm: number, at, queue, length, disks };
     match again(|| peers.vdisk(&request)) {
         Ok(Response::Done) => Ok(()),
         Ok(Response::InUse) => Err(format!("another VM has one of its virtual disks ({})", names(vm))),
@@ -74,17 +77,15 @@ pub fn attach(peers: &mut impl Peers, vm: &Vm, running: &Running) -> Result<(), 
 }
 
 /// Whether a VM that should have disks has none: the server was restarted.
-pub fn are_lost(peers: &mut impl Peers, vm: &Vm, running: &Running) -> bool {
-    running.guest.disk().is_some()
+pub fn are_lost(peers: &mut impl Peers, vm: &Vm, guest: &Guest, number: VmNumber) -> bool {
+    guest.disk().is_some()
         && !vm.disks.is_empty()
-        && !matches!(again(|| peers.vdisk(&Request::IsAttached(running.vm))), Ok(Response::Done) | Err(NO_SUCH_SERVER))
+        && !matches!(again(|| peers.vdisk(&Request::IsAttached(number))), Ok(Response::Done) | Err(NO_SUCH_SERVER))
 }
 
 /// Takes a VM's disks back.
-pub fn detach(peers: &mut impl Peers, running: &Running) {
-    if running.guest.disk().is_some() {
-        let _ = again(|| peers.vdisk(&Request::Detach(running.vm)));
-    }
+pub fn detach(peers: &mut impl Peers, vm: VmNumber) {
+    let _ = again(|| peers.vdisk(&Request::Detach(vm)));
 }
 
 fn names(vm: &Vm) -> String {

@@ -2,7 +2,7 @@
 //! which runs on the host too.
 //!
 //! * [`guest`]: from a guest image in the bundle to what the pager is asked to create.
-//! * [`registers`]: the virtual register page of a new VM. [`random`]: where its random seed comes from.
+//! * [`registers`]: the virtual register page of a new VM.
 //! * [`text`]: why a VM stopped, in words.
 //! * [`table`]: the VMs of the manifest and where each stands.
 //! * [`disks`]: their virtual disks.
@@ -18,7 +18,6 @@ pub mod disks;
 pub mod guest;
 pub mod loader;
 pub mod peers;
-pub mod random;
 pub mod registers;
 pub mod table;
 #[cfg(test)]

@@ -2,11 +2,10 @@
 
 use crate::{
     disks,
-    guest::Guest,
+    guest::{Guest, Refused},
     peers::{Lent, Peers},
-    random::Random,
     registers::{self, Machine, Own},
-    table::{Running, State, Table},
+    table::{State, Table},
     text,
 };
 use alloc::{
@@ -16,10 +15,11 @@ use alloc::{
     string::{String, ToString},
     vec::Vec,
 };
+use entropy::Random;
 use protocol::{
     abi::Error,
     layout::PAGE,
-    manifest::{Manifest, Vm},
+    manifest::{Vm, VmTable},
     service::{
         VmNumber, VmRef, console,
         loader::{Request, Response, VmInfo},
@@ -35,8 +35,6 @@ const STOPS_AT_ONCE: usize = 32;
 const LIST_BYTES: usize = 3500;
 /// Upper bound of the numbers in an entry of a list, encoded, besides its texts.
 const ENTRY_BYTES: usize = 64;
-/// Where a VM is that is not in memory. Servers find it `Gone` there, as nothing ever is in that frame, and ask the pager.
-const NOWHERE: VmRef = VmRef { frame: u32::MAX, generation: 0 };
 /// A server that the system has not, or that was never started.
 pub(crate) const NO_SUCH_SERVER: CallError = CallError::Kernel(Error::NoCapability);
 /// Times that a call is tried anew after the called server was restarted in the middle of it.
@@ -46,7 +44,7 @@ const ATTEMPTS: usize = 3;
 #[derive(Debug)]
 pub struct Loader<'a> {
     bundle: &'a [u8],
-    manifest: Manifest,
+    vms: VmTable<'a>,
     machine: Machine,
     random: Random,
     table: Table,
@@ -55,10 +53,10 @@ pub struct Loader<'a> {
 }
 
 impl<'a> Loader<'a> {
-    /// A loader for the VMs of `manifest`, with images from `bundle`. `incarnation`: restarts of the loader so far.
-    pub fn new(bundle: &'a [u8], manifest: Manifest, machine: Machine, random: Random, incarnation: u32) -> Loader<'a> {
-        let table = Table::new(manifest.vms.iter().map(|vm| vm.name.as_str()), incarnation);
-        Loader { bundle, manifest, machine, random, table, images: BTreeMap::new() }
+    /// A loader for these VMs of the manifest, with images from `bundle`. `incarnation`: restarts of the loader so far.
+    pub fn new(bundle: &'a [u8], vms: VmTable<'a>, machine: Machine, random: Random, incarnation: u32) -> Loader<'a> {
+        let table = Table::new(vms.len(), incarnation);
+        Loader { bundle, vms, machine, random, table, images: BTreeMap::new() }
     }
 
     /// Starts all VMs of the manifest. One that cannot be started is reported; the others go on.
@@ -72,14 +70,25 @@ impl<'a> Loader<'a> {
     /// After a restart of the loader: finds the VMs that are there again. Those that are not stay stopped, since they may have
     /// ended before: the operator starts them.
     pub fn adopt_all(&mut self, peers: &mut impl Peers) {
-        let mut from = Some(0);
         let mut found = 0;
+        self.each_listed(peers, |loader, peers, entry| found += u64::from(loader.adopt(peers, entry)));
+        peers.log(format_args!("{found} VMs found again"));
+        let missing: Vec<_> = (0..self.table.len())
+            .filter(|index| self.table.running(*index).is_none())
+            .map(|index| self.name(index))
+            .collect();
+        if !missing.is_empty() {
+            peers.log(format_args!("not running after a restart of the loader: {}", missing.join(", ")));
+        }
+    }
+
+    /// Does something for each VM that the pager has.
+    fn each_listed<P: Peers>(&mut self, peers: &mut P, mut each: impl FnMut(&mut Self, &mut P, VmEntry)) {
+        let mut from = Some(0);
         while let Some(position) = from {
-            match peers.pager(&pager::Request::List { from: position }, Lent::Nothing) {
+            match again(|| peers.pager(&pager::Request::List { from: position }, Lent::Nothing)) {
                 Ok(pager::Response::Vms(entries, more)) => {
-                    for entry in entries {
-                        found += u64::from(self.adopt(peers, entry));
-                    }
+                    entries.into_iter().for_each(|entry| each(self, peers, entry));
                     from = more.filter(|next| *next > position);
                 }
                 other => {
@@ -88,30 +97,20 @@ impl<'a> Loader<'a> {
                 }
             }
         }
-        peers.log(format_args!("{found} VMs found again"));
-        let missing: Vec<_> = (0..self.table.len())
-            .filter(|index| self.table.running(*index).is_none())
-            .filter_map(|i| self.name(i))
-            .collect();
-        if !missing.is_empty() {
-            peers.log(format_args!("not running after a restart of the loader: {}", missing.join(", ")));
-        }
     }
 
     /// Takes a VM that is there into the table; whether it goes on.
     fn adopt(&mut self, peers: &mut impl Peers, entry: VmEntry) -> bool {
         let index = self.table.entry_of(entry.vm).filter(|index| self.table.running(*index).is_none());
-        let vm = index.and_then(|index| self.manifest.vms.get(index));
-        let guest = vm.and_then(|vm| Guest::find(self.bundle, &vm.image, vm.memory).ok());
-        let (Some(index), Some(vm), Some(guest)) = (index, vm, guest) else {
+        let vm = index.and_then(|index| self.vms.get(index));
+        let (Some(index), Some(vm)) = (index, vm.filter(|vm| self.guest(vm).is_ok())) else {
             peers.log(format_args!("destroying VM {}, of which the manifest knows nothing", entry.vm));
             let _ = peers.pager(&pager::Request::Destroy(entry.vm), Lent::Nothing);
             return false;
         };
-        self.images.insert(vm.image.clone(), entry.image);
-        let at = entry.at.unwrap_or(NOWHERE);
-        self.table.set_running(index, Running { vm: entry.vm, at, guest });
-        self.attach_again(peers, index);
+        self.images.insert(vm.image, entry.image);
+        self.table.set_running(index, entry.vm);
+        self.attach_again(peers, index, entry.at.unwrap_or(VmRef::NOWHERE));
         match entry.stop {
             Some(stop) => self.stopped(peers, index, &stop),
             None if !entry.started => {
@@ -124,15 +123,24 @@ impl<'a> Loader<'a> {
         self.table.running(index).is_some()
     }
 
-    fn name(&self, index: usize) -> Option<&str> {
-        self.manifest.vms.get(index).map(|vm| vm.name.as_str())
+    fn name(&self, index: usize) -> String {
+        self.vms.get(index).map_or(String::new(), |vm| vm.name)
+    }
+
+    fn named(&self, name: &str) -> Option<usize> {
+        self.vms.iter().position(|vm| vm.name == name)
+    }
+
+    /// What a VM is made from.
+    fn guest(&self, vm: &Vm) -> Result<Guest, Refused> {
+        Guest::find(self.bundle, &vm.image, vm.memory)
     }
 
     /// Creates and starts the VM of an entry; why not, if not.
     fn start(&mut self, peers: &mut impl Peers, index: usize) -> Result<(), String> {
         let result = self.try_start(peers, index);
         if let Err(reason) = &result {
-            let name = self.name(index).unwrap_or_default();
+            let name = self.name(index);
             peers.log(format_args!("vm {name} refused: {reason}"));
             self.table.set_stopped(index, format!("refused: {reason}"));
         }
@@ -140,13 +148,13 @@ impl<'a> Loader<'a> {
     }
 
     fn try_start(&mut self, peers: &mut impl Peers, index: usize) -> Result<(), String> {
-        let vm = self.manifest.vms.get(index).cloned().ok_or("no such VM")?;
-        let guest = Guest::find(self.bundle, &vm.image, vm.memory).map_err(|reason| reason.to_string())?;
+        let vm = self.vms.get(index).ok_or("no such VM")?;
+        let guest = self.guest(&vm).map_err(|reason| reason.to_string())?;
         if guest.disk().is_none() && !vm.disks.is_empty() {
             return Err(format!("it has virtual disks, but its image `{}` uses none", vm.image));
         }
         let disks = disks::registers(peers, &vm)?;
-        let number = self.table.number(index);
+        let number = self.table.number(index).ok_or("it was started too often: no number is left")?;
         let seed = self.random.seed();
         let own = Own { number, memory: guest.memory, created: peers.now(), seed, disks };
         let page = registers::build(&self.machine, &vm, &own).map_err(|_| "its name or its arguments are too long")?;
@@ -177,12 +185,10 @@ impl<'a> Loader<'a> {
                 other => return Err(format!("the pager did not create it: {}", unexpected(other))),
             }
         };
-        self.table.set_running(index, Running { vm: number, at: created, guest });
-        let ready = self.attach(peers, index).and_then(|()| self.let_run(peers, number));
+        self.table.set_running(index, number);
+        let ready = self.attach(peers, index, created).and_then(|()| self.let_run(peers, number));
         if let Err(reason) = ready {
-            if let Some(running) = self.table.set_stopped(index, reason.clone()) {
-                Self::end(peers, &running);
-            }
+            self.end(peers, index, number);
             return Err(reason);
         }
         Ok(())
@@ -213,26 +219,26 @@ impl<'a> Loader<'a> {
 
     /// Gives a VM its disks, its port at the switch and its console. A switch or console that is gone is no reason to refuse the VM: it is
     /// attached when the server is back. Without its disks a VM is not started.
-    fn attach(&self, peers: &mut impl Peers, index: usize) -> Result<(), String> {
-        let (Some(vm), Some(running)) = (self.manifest.vms.get(index), self.table.running(index)) else {
+    fn attach(&self, peers: &mut impl Peers, index: usize, at: VmRef) -> Result<(), String> {
+        let (Some(vm), Some(number)) = (self.vms.get(index), self.table.running(index)) else {
             return Ok(());
         };
-        disks::attach(peers, vm, running)?;
-        self.attach_nic(peers, vm, running)?;
-        self.attach_console(peers, &vm.name, running);
+        let guest = self.guest(&vm).map_err(|reason| reason.to_string())?;
+        disks::attach(peers, &vm, &guest, number, at)?;
+        Self::attach_nic(peers, &vm, &guest, number, at)?;
+        Self::attach_console(peers, &vm.name, &guest, number, at);
         Ok(())
     }
 
-    fn attach_nic(&self, peers: &mut impl Peers, vm: &Vm, running: &Running) -> Result<(), String> {
-        if let Some((queue, length)) = running.guest.nic() {
-            let request = switch::Request::Attach {
-                vm: running.vm,
-                at: running.at,
-                mac: vm.mac,
-                address: vm.address,
-                queue,
-                length,
-            };
+    fn attach_nic(
+        peers: &mut impl Peers,
+        vm: &Vm,
+        guest: &Guest,
+        number: VmNumber,
+        at: VmRef,
+    ) -> Result<(), String> {
+        if let Some((queue, length)) = guest.nic() {
+            let request = switch::Request::Attach { vm: number, at, mac: vm.mac, address: vm.address, queue, length };
             match again(|| peers.switch(&request)) {
                 Ok(switch::Response::Done) => {}
                 Ok(switch::Response::Clash) => {
@@ -246,9 +252,9 @@ impl<'a> Loader<'a> {
         Ok(())
     }
 
-    fn attach_console(&self, peers: &mut impl Peers, name: &str, running: &Running) {
-        let Some(page) = running.guest.console() else { return };
-        match again(|| peers.console(&console::Request::Attach { vm: running.vm, at: running.at, name, page })) {
+    fn attach_console(peers: &mut impl Peers, name: &str, guest: &Guest, vm: VmNumber, at: VmRef) {
+        let Some(page) = guest.console() else { return };
+        match again(|| peers.console(&console::Request::Attach { vm, at, name, page })) {
             Ok(console::Response::Done) => {}
             // Nobody can be told then.
             Err(NO_SUCH_SERVER) => {}
@@ -258,50 +264,59 @@ impl<'a> Loader<'a> {
     }
 
     /// After a restart of the switch, the console, the server of virtual disks or the loader: a VM gets back what it has lost.
-    fn attach_again(&self, peers: &mut impl Peers, index: usize) {
-        let (Some(vm), Some(running)) = (self.manifest.vms.get(index), self.table.running(index)) else { return };
-        let lost = running.guest.nic().is_some()
+    fn attach_again(&self, peers: &mut impl Peers, index: usize, at: VmRef) {
+        let (Some(vm), Some(number)) = (self.vms.get(index), self.table.running(index)) else { return };
+        let Ok(guest) = self.guest(&vm) else { return };
+        let lost = guest.nic().is_some()
             && !matches!(
-                again(|| peers.switch(&switch::Request::Statistics(running.vm))),
+                again(|| peers.switch(&switch::Request::Statistics(number))),
                 Ok(switch::Response::Statistics { .. }) | Err(NO_SUCH_SERVER)
             );
-        if lost && let Err(reason) = self.attach_nic(peers, vm, running) {
+        if lost && let Err(reason) = Self::attach_nic(peers, &vm, &guest, number, at) {
             peers.log(format_args!("vm {} has no network now: {reason}", vm.name));
         }
-        if disks::are_lost(peers, vm, running)
-            && let Err(reason) = disks::attach(peers, vm, running)
+        if disks::are_lost(peers, &vm, &guest, number)
+            && let Err(reason) = disks::attach(peers, &vm, &guest, number, at)
         {
             peers.log(format_args!("vm {} has no disks now: {reason}", vm.name));
         }
         // The console takes it in the place of the one before.
-        self.attach_console(peers, &vm.name, running);
+        Self::attach_console(peers, &vm.name, &guest, number, at);
     }
 
-    /// A server was restarted: all VMs get back what they have lost there.
+    /// A server was restarted: all VMs get back what they have lost there. Where they are is known to the pager only.
     pub fn peer_restarted(&mut self, peers: &mut impl Peers) {
-        for index in 0..self.table.len() {
-            self.attach_again(peers, index);
-        }
+        self.each_listed(peers, |loader, peers, entry| {
+            let Some(index) = loader.table.of(entry.vm) else { return };
+            match &entry.stop {
+                // The pager does not tell of it again.
+                Some(stop) => loader.stopped(peers, index, stop),
+                None => loader.attach_again(peers, index, entry.at.unwrap_or(VmRef::NOWHERE)),
+            }
+        });
     }
 
     /// Takes back a VM's disks, port and console, and its memory. Servers that are gone have forgotten it anyway.
-    fn end(peers: &mut impl Peers, running: &Running) {
-        disks::detach(peers, running);
-        if running.guest.nic().is_some() {
-            let _ = again(|| peers.switch(&switch::Request::Detach(running.vm)));
+    fn end(&self, peers: &mut impl Peers, index: usize, vm: VmNumber) {
+        // What it was made from can be looked up: it was when it was made. If not, the servers say that they know nothing of it.
+        let guest = self.vms.get(index).and_then(|vm| self.guest(&vm).ok());
+        if guest.as_ref().is_none_or(|guest| guest.disk().is_some()) {
+            disks::detach(peers, vm);
         }
-        if running.guest.console().is_some() {
-            let _ = again(|| peers.console(&console::Request::Detach(running.vm)));
+        if guest.as_ref().is_none_or(|guest| guest.nic().is_some()) {
+            let _ = again(|| peers.switch(&switch::Request::Detach(vm)));
         }
-        let _ = peers.pager(&pager::Request::Destroy(running.vm), Lent::Nothing);
+        if guest.is_none_or(|guest| guest.console().is_some()) {
+            let _ = again(|| peers.console(&console::Request::Detach(vm)));
+        }
+        let _ = peers.pager(&pager::Request::Destroy(vm), Lent::Nothing);
     }
 
     fn give_up(&mut self, peers: &mut impl Peers, index: usize, why: &str) {
-        let running = self.table.set_stopped(index, why.to_owned());
-        if let Some(running) = running {
-            Self::end(peers, &running);
+        if let Some(vm) = self.table.set_stopped(index, why.to_owned()) {
+            self.end(peers, index, vm);
         }
-        peers.log(format_args!("vm {} {why}", self.name(index).unwrap_or_default()));
+        peers.log(format_args!("vm {} {why}", self.name(index)));
     }
 
     /// Takes VMs that stopped from the pager, a bounded number of them; whether there may be more.
@@ -327,14 +342,15 @@ impl<'a> Loader<'a> {
 
     /// A VM stopped.
     fn stopped(&mut self, peers: &mut impl Peers, index: usize, stop: &Stop) {
-        let Some(running) = self.table.running(index) else { return };
+        let Some(vm) = self.table.running(index) else { return };
         let why = if *stop == Stop::Ready {
-            match self.let_run(peers, running.vm) {
+            match self.let_run(peers, vm) {
                 Ok(()) => return,
                 Err(reason) => reason,
             }
         } else {
-            text::stop(stop, running.guest.memory)
+            let guest = self.vms.get(index).and_then(|vm| self.guest(&vm).ok());
+            text::stop(stop, guest.map_or(0, |guest| guest.memory))
         };
         self.give_up(peers, index, &why);
     }
@@ -343,7 +359,7 @@ impl<'a> Loader<'a> {
     pub fn request(&mut self, peers: &mut impl Peers, request: &Request) -> Response {
         match request {
             Request::List { from } => self.list(peers, *from),
-            Request::Start(name) => match self.table.named(name) {
+            Request::Start(name) => match self.named(name) {
                 None => Response::Unknown,
                 Some(index) if self.table.running(index).is_some() => Response::WrongState,
                 Some(index) => match self.start(peers, index) {
@@ -351,7 +367,7 @@ impl<'a> Loader<'a> {
                     Err(reason) => Response::Failed(reason),
                 },
             },
-            Request::Stop(name) => match self.table.named(name) {
+            Request::Stop(name) => match self.named(name) {
                 None => Response::Unknown,
                 Some(index) if self.table.running(index).is_none() => Response::WrongState,
                 Some(index) => {
@@ -373,22 +389,11 @@ impl<'a> Loader<'a> {
         let mut vms = Vec::new();
         let mut room = LIST_BYTES;
         let from = usize::try_from(from).unwrap_or(usize::MAX);
-        for (index, vm) in self.manifest.vms.iter().enumerate().skip(from) {
-            let Some(state) = self.table.state(index) else { break };
-            let memory = if vm.memory == 0 && matches!(state, State::Stopped(_)) {
-                Guest::find(self.bundle, &vm.image, 0).map_or(0, |guest| guest.memory)
-            } else {
-                vm.memory
-            };
-            let mut info = VmInfo {
-                number: index as u64 + 1,
-                name: vm.name.clone(),
-                image: vm.image.clone(),
-                address: vm.address,
-                memory: memory / 1024,
-                used: 0,
-                cpu_time: 0,
-                stopped: None,
+        for index in from..self.table.len() {
+            let (Some(vm), Some(state)) = (self.vms.get(index), self.table.state(index)) else { break };
+            let memory = match self.guest(&vm) {
+                Ok(guest) => guest.memory,
+                Err(_) => vm.memory,
             };
             let bytes = vm.name.len() + vm.image.len() + ENTRY_BYTES;
             let bytes = bytes + if let State::Stopped(why) = state { why.len() } else { 0 };
@@ -396,12 +401,22 @@ impl<'a> Loader<'a> {
                 return Response::Vms(vms, Some(index as u64));
             }
             room = room.saturating_sub(bytes);
+            let mut info = VmInfo {
+                number: index as u64 + 1,
+                name: vm.name,
+                image: vm.image,
+                address: vm.address,
+                memory: memory / 1024,
+                used: 0,
+                cpu_time: 0,
+                stopped: None,
+            };
             match state {
                 State::Stopped(why) => info.stopped = Some(text::reason(why).to_owned()),
-                State::Running(running) => {
-                    (info.number, info.memory) = (running.vm, running.guest.memory / 1024);
+                State::Running(number) => {
+                    info.number = number;
                     if let Ok(pager::Response::Usage { frames, cpu_time, .. }) =
-                        peers.pager(&pager::Request::Usage(running.vm), Lent::Nothing)
+                        peers.pager(&pager::Request::Usage(number), Lent::Nothing)
                     {
                         (info.used, info.cpu_time) = (frames.saturating_mul(PAGE / 1024), cpu_time);
                     }

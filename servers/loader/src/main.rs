@@ -6,7 +6,6 @@ extern crate alloc;
 
 mod bundle;
 mod calls;
-mod entropy;
 
 use calls::Calls;
 use loader::{loader::Loader, registers::Machine};
@@ -16,7 +15,7 @@ use server_runtime::{
         abi::NEVER,
         bundle::MANIFEST,
         domain::line::PEER_RESTARTED,
-        manifest::{MANIFEST_VERSION, Manifest, Resource},
+        manifest::{MANIFEST_VERSION, Resource, VmTable},
         service::loader::{Loader as Service, Request, Response},
     },
 };
@@ -29,13 +28,13 @@ fn main(startup: Startup) -> ! {
     };
     let Some(bundle) = bundle::mapped(resource) else { panic!("the bundle is not mapped") };
     let manifest = match server_runtime::protocol::bundle::find(bundle, MANIFEST) {
-        Ok(Some(file)) => Manifest::decode(file.data),
+        Ok(Some(file)) => VmTable::decode(file.data),
         Ok(None) => panic!("the bundle has no manifest"),
         Err(error) => panic!("{error}"),
     };
-    let manifest = match manifest {
-        Ok(manifest) if manifest.version == MANIFEST_VERSION => manifest,
-        Ok(manifest) => panic!("the manifest has version {}, not {MANIFEST_VERSION}", manifest.version),
+    let (manifest, vms) = match manifest {
+        Ok((manifest, vms)) if manifest.version == MANIFEST_VERSION => (manifest, vms),
+        Ok((manifest, _)) => panic!("the manifest has version {}, not {MANIFEST_VERSION}", manifest.version),
         Err(error) => panic!("the manifest is damaged: {error}"),
     };
     let Some(mut calls) = Calls::new(&startup, resource.address) else {
@@ -48,7 +47,7 @@ fn main(startup: Startup) -> ! {
         network: manifest.network,
     };
     let random = entropy::random(machine.wall_clock);
-    let mut loader = Loader::new(bundle, manifest, machine, random, startup.incarnation);
+    let mut loader = Loader::new(bundle, vms, machine, random, startup.incarnation);
     if startup.incarnation == 0 {
         loader.start_all(&mut calls);
     } else {

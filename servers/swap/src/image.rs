@@ -36,8 +36,6 @@ pub struct ImagePart {
     pub access: Access,
     /// The pages with data, from the first on; the others are zero.
     pub data: Vec<Content>,
-    /// Number of its first data page among those of the image.
-    pub first_bit: u32,
 }
 
 impl ImagePart {
@@ -68,10 +66,9 @@ pub struct Found<'a> {
 }
 
 impl Found<'_> {
-    /// The page's data: its content, and its number among the data pages of the image. `None`: zero.
-    pub fn data(&self) -> Option<(Content, u32)> {
-        let content = self.part.data.get(self.index as usize)?;
-        Some((*content, self.part.first_bit + self.index))
+    /// The page's data. `None`: zero.
+    pub fn content(&self) -> Option<Content> {
+        self.part.data.get(self.index as usize).copied()
     }
 }
 
@@ -82,11 +79,6 @@ impl Image {
         let part = self.parts.get(after.checked_sub(1)?)?;
         let index = page - part.page;
         (index < part.pages).then_some(Found { part, index })
-    }
-
-    /// Data pages in all parts.
-    pub fn data_pages(&self) -> u32 {
-        self.parts.iter().map(|part| part.data.len() as u32).sum()
     }
 
     /// Pages of which no VM ever needs a copy.
@@ -100,6 +92,37 @@ impl Image {
         let found = space.page(entry).and_then(|page| self.find(page));
         inside && found.is_some_and(|found| found.part.access.contains(Access::EXECUTE))
     }
+}
+
+/// Bytes of a part in the record of an image.
+const PART_BYTES: usize = 16;
+
+/// The record of an image, from which a restarted pager makes it again: a page with its parts. Its pages it finds by the frame table.
+pub fn record(parts: &[ImagePart]) -> [u8; PAGE as usize] {
+    let mut page = [0; PAGE as usize];
+    for (part, place) in parts.iter().zip(page.chunks_exact_mut(PART_BYTES)) {
+        let words = [part.page, part.pages, u32::from(part.access.bits()), part.data.len() as u32];
+        for (word, to) in words.into_iter().zip(place.chunks_exact_mut(4)) {
+            to.copy_from_slice(&word.to_le_bytes());
+        }
+    }
+    page
+}
+
+/// The parts of a record; `stored` says what frame holds a page of the image.
+pub fn from_record(page: &[u8; PAGE as usize], stored: impl Fn(u32) -> Option<Frame>) -> Vec<ImagePart> {
+    let mut parts = Vec::new();
+    for place in page.chunks_exact(PART_BYTES).take(SEGMENTS_MAX) {
+        let word = |index: usize| place.as_chunks().0.get(index).map_or(0, |word| u32::from_le_bytes(*word));
+        let (page, pages, data_pages) = (word(0), word(1), word(3));
+        if pages == 0 {
+            break;
+        }
+        let content = |index| stored(page + index).map_or(Content::Zero, Content::Stored);
+        let data = (0..data_pages.min(pages)).map(content).collect();
+        parts.push(ImagePart { page, pages, access: Access::from_bits_truncate(word(2) as u8), data });
+    }
+    parts
 }
 
 /// A part that passed the check, before its data are there.
@@ -205,18 +228,25 @@ mod tests {
 
     #[test]
     fn finds_parts() {
-        let piece = |page, pages, first_bit| ImagePart {
-            page,
-            pages,
-            access: Access::empty(),
-            data: vec![Content::Zero],
-            first_bit,
-        };
-        let image = Image { parts: vec![piece(1, 2, 0), piece(5, 1, 1)], frames: List::default(), users: 0 };
+        let piece = |page, pages| ImagePart { page, pages, access: Access::empty(), data: vec![Content::Zero] };
+        let image = Image { parts: vec![piece(1, 2), piece(5, 1)], frames: List::default(), users: 0 };
         let found: Vec<_> = (0..8).map(|page| image.find(page).map(|f| (f.part.page, f.index))).collect();
         assert_eq!(found, [None, Some((1, 0)), Some((1, 1)), None, None, Some((5, 0)), None, None]);
-        assert_eq!(image.find(5).unwrap().data(), Some((Content::Zero, 1)));
-        assert!(image.find(2).unwrap().data().is_none());
+        assert_eq!(image.find(5).unwrap().content(), Some(Content::Zero));
+        assert!(image.find(2).unwrap().content().is_none());
+    }
+
+    #[test]
+    fn records_give_the_image_back() {
+        let part = |page, access, data| ImagePart { page, pages: 5, access, data };
+        let parts = vec![
+            part(1, Access::EXECUTE, vec![Content::Stored(10), Content::Zero, Content::Stored(12)]),
+            part(9, Access::WRITE, vec![]),
+        ];
+        let stored = |page| [1, 3].contains(&page).then_some(9 + page);
+        let again = from_record(&record(&parts), stored);
+        assert_eq!(std::format!("{again:?}"), std::format!("{parts:?}"));
+        assert!(from_record(&[0; PAGE as usize], stored).is_empty());
     }
 
     proptest! {

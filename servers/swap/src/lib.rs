@@ -1,11 +1,13 @@
 //! The swap server: owner of all memory of VMs, their pager. This is its logic, which runs on the host too.
 //!
-//! * [`frames`]: the frame table: who has which frame of the pool.
-//! * [`space`]: the memory of a VM in numbers. [`image`]: guest images in pages. [`vm`]: a VM's record.
+//! * [`frames`]: the frame table: who has which frame of the pool. [`record`]: the record of a VM.
+//! * [`space`]: the memory of a VM in numbers. [`image`]: guest images in pages.
+//! * [`region`]: swap space, striped over disks. [`map`]: what a VM's region holds of each page. [`crypt`]: how to know it again.
+//! * [`suspended`]: a VM that has left memory, in one piece.
 //! * [`decide`]: what to do when a VM touches a page: the policy.
-//! * [`pager`]: all of it together: requests, faults in batches, destruction in steps.
-//! * [`machine`]: the seam to the kernel; `model` is the kernel that tests put there.
-//! * [`slab`]: numbers for VMs and images.
+//! * [`pager`]: all of it together.
+//! * [`machine`]: the seams to the kernel and to disks; `model` is what tests put there.
+//! * [`slab`]: numbers for images.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -13,15 +15,19 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod crypt;
 pub mod decide;
 pub mod frames;
 pub mod image;
 pub mod machine;
+pub mod map;
 #[cfg(test)]
 mod model;
 pub mod pager;
+pub mod record;
+pub mod region;
 pub mod slab;
 pub mod space;
+pub mod suspended;
 #[cfg(test)]
 mod tests;
-pub mod vm;

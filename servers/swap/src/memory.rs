@@ -1,4 +1,5 @@
-//! The frame table in the pool's own first frames, mapped for good.
+//! What of the pager's state lies in the pool and survives it, mapped for good: in the first frame what it keeps of itself, then the frame table,
+//! and the parts of the table of VMs wherever they were taken.
 
 use crate::kernel::Kernel;
 use server_runtime::protocol::{
@@ -6,35 +7,69 @@ use server_runtime::protocol::{
     layout::PAGE,
     memory::{Access, BATCH, TRANSFER_BYTES, TransferOperation},
 };
-use swap::frames::{FrameTable, Layout, Record};
+use swap::{
+    frames::{Frame, FrameTable, Layout, Record},
+    pager::Kept,
+    record::{PER_FRAME, VmRecord},
+};
 
-/// Maps the first frames of the pool behind `slot`, zeroes them and makes the table of them.
-///
-/// `BadArgument` if the pool is too small; errors of the kernel.
-pub fn frame_table(kernel: &mut Kernel, first: u64, count: u64) -> Result<FrameTable<'static>, Error> {
-    let slot = kernel.slot;
-    let layout = Layout::new(first, count).ok_or(Error::BadArgument)?;
-    clear(kernel, first, u64::from(layout.reserved()))?;
-    let records = map::<Record>(slot, first, layout.record_frames, layout.frames)?;
-    let heads = map::<u32>(slot, first + u64::from(layout.record_frames), layout.head_frames, layout.heads)?;
-    let first = u32::try_from(first).map_err(|_| Error::BadArgument)?;
-    FrameTable::new(first, &layout, records, heads, seed()).ok_or(Error::BadArgument)
+/// What lies at the beginning of the pool.
+pub struct State {
+    /// What the pager keeps of itself.
+    pub kept: &'static mut Kept,
+    /// The frame table.
+    pub frames: FrameTable<'static>,
+    /// Whether an earlier pager has left them.
+    pub found: bool,
 }
 
-/// Numbers without invalid bit patterns and without padding.
+/// Maps the beginning of the pool of `count` frames from `first`. Unless an earlier pager has left something there (`again`: there may
+/// be one), it is zeroed.
+///
+/// `BadArgument` if the pool is too small; errors of the kernel.
+pub fn map(kernel: &mut Kernel, first: u64, count: u64, again: bool) -> Result<State, Error> {
+    let slot = kernel.slot();
+    let table_first = first + 1;
+    let layout = Layout::new(table_first, count.saturating_sub(1)).ok_or(Error::BadArgument)?;
+    let kept = map_frames::<Kept>(slot, first, 1, 1)?.first_mut().ok_or(Error::BadArgument)?;
+    let found = again && kept.magic == Kept::MAGIC;
+    if !found {
+        *kept = Kept::default();
+        clear(kernel, table_first, u64::from(layout.reserved()))?;
+    }
+    let records = map_frames::<Record>(slot, table_first, layout.record_frames, layout.frames)?;
+    let heads_first = table_first + u64::from(layout.record_frames);
+    let heads = map_frames::<u32>(slot, heads_first, layout.head_frames, layout.heads)?;
+    let first = u32::try_from(table_first).map_err(|_| Error::BadArgument)?;
+    let frames = FrameTable::new(first, &layout, records, heads, seed()).ok_or(Error::BadArgument)?;
+    Ok(State { kept, frames, found })
+}
+
+/// Maps a frame as a part of the table of VMs, zeroed first if it is `fresh`.
+pub fn records(kernel: &mut Kernel, frame: Frame, fresh: bool) -> Result<&'static mut [VmRecord], Error> {
+    if fresh {
+        clear(kernel, u64::from(frame), 1)?;
+    }
+    map_frames(kernel.slot(), u64::from(frame), 1, PER_FRAME)
+}
+
+/// Numbers only, without invalid bit patterns.
 trait Plain: Sized {}
 impl Plain for u32 {}
 impl Plain for Record {}
+impl Plain for VmRecord {}
+impl Plain for Kept {}
 
-/// Maps `frames` zeroed frames of the pool as a slice of `count` values.
-fn map<T: Plain>(slot: u8, first: u64, frames: u32, count: u32) -> Result<&'static mut [T], Error> {
+/// Maps `frames` frames of the pool as a slice of `count` values.
+fn map_frames<T: Plain>(slot: u8, first: u64, frames: u32, count: u32) -> Result<&'static mut [T], Error> {
     if u64::from(count) * size_of::<T>() as u64 > u64::from(frames) * PAGE {
         return Err(Error::BadArgument);
     }
     let base = server_runtime::memory::map_extent(slot, first, u64::from(frames), Access::WRITE)?;
     // SAFETY: the range was mapped just now, page-aligned, writable, long enough for `count` values, and for the life of the
-    // program. The frames are the table's alone: they are below the first that it ever hands out, and each is mapped once.
-    // Every bit pattern is a value of `T` (`Plain`).
+    // program. The frames are this one mapping's alone: those at the beginning of the pool are below the first that the table ever
+    // hands out, and a part of the table of VMs is mapped once, by whoever took its frame or found it. Every bit pattern is a value
+    // of `T` (`Plain`).
     Ok(unsafe { core::slice::from_raw_parts_mut(base.as_ptr().cast::<T>(), count as usize) })
 }
 
@@ -53,7 +88,7 @@ fn clear(kernel: &mut Kernel, first: u64, frames: u64) -> Result<(), Error> {
             }
             *operation = TransferOperation {
                 from: Target::ZERO.0,
-                to: Target::slot(kernel.slot).0,
+                to: Target::slot(kernel.slot()).0,
                 to_address: at * PAGE,
                 length: (count * PAGE) as u32,
                 ..TransferOperation::default()

@@ -1,16 +1,20 @@
-//! A model of the kernel: frames with types, counts and contents, domains with page tables, and every rule of
-//! `protocol` that the pager relies on, checked at each call.
+//! A model of the kernel and of disks: frames with types, counts and contents, domains with page tables, and every rule of
+//! `protocol` that the pager relies on, checked at each call; disks that answer in any order, or fail. The pager can be made to die at any call.
 
 use crate::{
     frames::Frame,
-    machine::{Machine, MapError},
+    machine::{Disks, Machine, MapError},
+    record::{PER_FRAME, VmRecord},
 };
 use protocol::{
-    abi::{Error, Target, TargetKind},
-    domain::{Control, DomainParameters},
+    abi::{Error, NEVER, Target, TargetKind},
+    domain::{Control, DomainParameters, Event, EventKind, SavedDomain, Usage, Window},
     layout::PAGE,
-    memory::{Access, BATCH, DESTINATION_MISSING, MapKind, MapOperation, TransferOperation},
-    service::VmRef,
+    memory::{Access, BATCH, DESTINATION_MISSING, MapKind, MapOperation, PageState, Scan, TransferOperation},
+    service::{
+        VmRef,
+        block_driver::{BUFFER, Operation, Status},
+    },
 };
 use std::{boxed::Box, collections::BTreeMap, vec, vec::Vec};
 
@@ -20,6 +24,11 @@ pub type Page = [u8; PAGE as usize];
 const MAP_PAGES: u32 = 3;
 /// Transfers that one call performs.
 const TRANSFERS: usize = 5;
+/// Slots of a disk.
+pub const SLOTS: u16 = 4;
+
+/// What the pager dies with.
+pub struct Died;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Type {
@@ -33,7 +42,17 @@ pub enum Type {
 pub enum DomainState {
     Stopped,
     Runs,
+    Idle(u64),
     Trapped,
+    Ending,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Mapped {
+    pub frame: Frame,
+    pub access: Access,
+    pub used: bool,
+    pub written: bool,
 }
 
 #[derive(Debug)]
@@ -41,13 +60,37 @@ pub struct Domain {
     pub generation: u16,
     pub parameters: DomainParameters,
     pub state: DomainState,
+    pub held: bool,
+    pub pending: u64,
+    pub trap: Option<Event>,
+    pub queued: bool,
     pub entry: [u64; 3],
+    pub time: u64,
+    pub switches: u64,
+    /// What only its registers know.
+    pub register: u64,
     directories: BTreeMap<u64, Frame>,
     leaves: BTreeMap<u64, Frame>,
-    pub pages: BTreeMap<u64, (Frame, Access)>,
+    pub pages: BTreeMap<u64, Mapped>,
 }
 
-/// The kernel.
+#[derive(Clone, Debug)]
+struct Pending {
+    slot: u16,
+    operation: Operation,
+    block: u64,
+    count: u32,
+}
+
+#[derive(Debug)]
+struct Disk {
+    bytes: Vec<u8>,
+    buffers: Vec<Vec<u8>>,
+    taken: [bool; SLOTS as usize],
+    pending: Vec<Pending>,
+}
+
+/// The kernel and the disks.
 pub struct Model {
     pub slot: u8,
     pub first: Frame,
@@ -55,13 +98,25 @@ pub struct Model {
     generations: Vec<u16>,
     pub contents: Vec<Box<Page>>,
     pub domains: BTreeMap<Frame, Domain>,
+    /// Parts of the table of VMs that a dead pager has left.
+    pub left: BTreeMap<Frame, &'static mut [VmRecord]>,
     /// The range that callers lend, whoever they are.
     pub lent: Vec<u8>,
+    pub now: u64,
     pub calls: usize,
+    /// The call at which the pager dies.
+    pub dies_at: Option<usize>,
+    disks: Vec<Disk>,
 }
 
 impl Model {
-    pub fn new(slot: u8, first: Frame, frames: usize) -> Model {
+    pub fn new(slot: u8, first: Frame, frames: usize, disks: &[u64]) -> Model {
+        let disk = |blocks: &u64| Disk {
+            bytes: vec![0xdd; *blocks as usize * PAGE as usize],
+            buffers: vec![vec![0xbb; BUFFER]; usize::from(SLOTS)],
+            taken: [false; SLOTS as usize],
+            pending: Vec::new(),
+        };
         Model {
             slot,
             first,
@@ -70,9 +125,86 @@ impl Model {
             // What was there before: nobody may ever see it.
             contents: vec![Box::new([0xee; PAGE as usize]); frames],
             domains: BTreeMap::new(),
+            left: BTreeMap::new(),
             lent: Vec::new(),
+            now: 1,
             calls: 0,
+            dies_at: None,
+            disks: disks.iter().map(disk).collect(),
         }
+    }
+
+    fn call(&mut self) {
+        self.calls += 1;
+        if self.dies_at.is_some_and(|at| self.calls >= at) {
+            self.dies_at = None;
+            std::panic::resume_unwind(Box::new(Died));
+        }
+    }
+
+    /// The pager has died: its pages and slots are gone, and the driver lets what was under way end.
+    pub fn mourn(&mut self) {
+        for disk in 0..self.disks.len() {
+            while self.answer(disk, 0, true).is_some() {}
+            self.disks[disk].taken = [false; SLOTS as usize];
+        }
+    }
+
+    /// Carries out one of the requests under way; its disk and slot.
+    pub fn answer(&mut self, disk: usize, which: usize, good: bool) -> Option<(u32, u16, Status)> {
+        let number = disk;
+        let disk = &mut self.disks[disk];
+        if disk.pending.is_empty() {
+            return None;
+        }
+        let Pending { slot, operation, block, count } = disk.pending.remove(which % disk.pending.len());
+        let (start, length) = (block as usize * PAGE as usize, count as usize * PAGE as usize);
+        let buffer = &mut disk.buffers[usize::from(slot)];
+        if good {
+            match operation {
+                Operation::Read => buffer[..length].copy_from_slice(&disk.bytes[start..start + length]),
+                Operation::Write => disk.bytes[start..start + length].copy_from_slice(&buffer[..length]),
+                other => panic!("the pager asks for {other:?}"),
+            }
+        }
+        Some((number as u32, slot, if good { Status::Ok } else { Status::Failed }))
+    }
+
+    pub fn disks(&self) -> usize {
+        self.disks.len()
+    }
+
+    pub fn under_way(&self) -> usize {
+        self.disks.iter().map(|disk| disk.pending.len()).sum()
+    }
+
+    pub fn taken_slots(&self) -> usize {
+        self.disks.iter().flat_map(|disk| disk.taken).filter(|taken| *taken).count()
+    }
+
+    /// All bytes of the disks.
+    pub fn disk_bytes(&mut self, disk: usize) -> &mut Vec<u8> {
+        &mut self.disks[disk].bytes
+    }
+
+    /// Events that wait in the queue of traps.
+    pub fn collect(&mut self, most: usize) -> Vec<Event> {
+        let waiting = self.domains.values_mut().filter(|domain| domain.queued).take(most);
+        waiting
+            .map(|domain| {
+                domain.queued = false;
+                domain.trap.unwrap()
+            })
+            .collect()
+    }
+
+    /// The domain of a VM, if it has one.
+    pub fn find(&mut self, number: u64) -> Option<(VmRef, &mut Domain)> {
+        let (frame, domain) = self
+            .domains
+            .iter_mut()
+            .find(|(_, domain)| domain.parameters.tag == number && domain.state != DomainState::Ending)?;
+        Some((VmRef { frame: *frame, generation: domain.generation }, domain))
     }
 
     fn index(&self, frame: u64) -> Result<usize, Error> {
@@ -94,11 +226,16 @@ impl Model {
         Ok(())
     }
 
-    /// What a VM sees at an address, if the page is there and may be used so.
+    /// What a VM, or a server by a transfer, reaches at an address, if the page is there and may be used so.
     pub fn access(&mut self, vm: VmRef, address: u64, need: Access) -> Option<&mut u8> {
-        let (frame, access) = *self.domains.get(&vm.frame)?.pages.get(&(address / PAGE))?;
-        let index = self.index(u64::from(frame)).unwrap();
-        access.contains(need).then(|| &mut self.contents[index][(address % PAGE) as usize])
+        let mapped = self.domain(vm).ok()?.pages.get_mut(&(address / PAGE))?;
+        if !mapped.access.contains(need) {
+            return None;
+        }
+        mapped.used = true;
+        mapped.written |= need.contains(Access::WRITE);
+        let index = mapped.frame - self.first;
+        Some(&mut self.contents[index as usize][(address % PAGE) as usize])
     }
 
     fn map_one(&mut self, vm: VmRef, operation: &MapOperation, budget: &mut u32) -> Result<(), (Error, u32)> {
@@ -142,7 +279,8 @@ impl Model {
                     _ => return Err(Error::Occupied),
                 };
                 self.types[index] = Type::Mapped(count + 1);
-                self.domain(vm)?.pages.insert(address / PAGE, (frame as Frame, access));
+                let mapped = Mapped { frame: frame as Frame, access, used: false, written: false };
+                self.domain(vm)?.pages.insert(address / PAGE, mapped);
             }
             MapKind::Table => {
                 assert_eq!((operation.slot, operation.count), (self.slot, 1));
@@ -157,12 +295,15 @@ impl Model {
                     if missing_directory { (&mut domain.directories, directory) } else { (&mut domain.leaves, leaf) };
                 tables.insert(number, frame as Frame);
             }
-            MapKind::Unmap => {
-                if let Some((frame, _)) = self.domain(vm)?.pages.remove(&(address / PAGE)) {
-                    self.unmap(frame);
-                }
-            }
+            MapKind::Unmap => self.unmap_page(vm, address)?,
             MapKind::Protect => panic!("the pager protects nothing"),
+        }
+        Ok(())
+    }
+
+    fn unmap_page(&mut self, vm: VmRef, address: u64) -> Result<(), Error> {
+        if let Some(mapped) = self.domain(vm)?.pages.remove(&(address / PAGE)) {
+            self.unmap(mapped.frame);
         }
         Ok(())
     }
@@ -207,7 +348,7 @@ impl Model {
 
 impl Machine for Model {
     fn create(&mut self, frame: Frame, parameters: &DomainParameters) -> Result<VmRef, Error> {
-        self.calls += 1;
+        self.call();
         let index = self.index(u64::from(frame))?;
         assert_eq!(self.types[index], Type::Free);
         self.make_table(parameters.root_frame, frame)?;
@@ -219,7 +360,14 @@ impl Machine for Model {
             generation,
             parameters: *parameters,
             state: DomainState::Stopped,
+            held: false,
+            pending: 0,
+            trap: None,
+            queued: false,
             entry: [0; 3],
+            time: 0,
+            switches: 0,
+            register: 0,
             directories: BTreeMap::new(),
             leaves: BTreeMap::new(),
             pages: BTreeMap::new(),
@@ -229,18 +377,47 @@ impl Machine for Model {
     }
 
     fn control(&mut self, vm: VmRef, control: Control, arguments: [u64; 3]) -> Result<(), Error> {
-        self.calls += 1;
+        self.call();
+        let now = self.now;
         let domain = self.domain(vm)?;
         match control {
             Control::Start if domain.state == DomainState::Stopped => {
                 (domain.state, domain.entry) = (DomainState::Runs, arguments);
             }
-            Control::Resume if domain.state == DomainState::Trapped => domain.state = DomainState::Runs,
-            Control::Stop => domain.state = DomainState::Stopped,
+            Control::Resume if domain.state == DomainState::Trapped && !domain.held => domain.state = DomainState::Runs,
+            Control::Stop => (domain.state, domain.queued, domain.held) = (DomainState::Stopped, false, false),
+            Control::Hold => {
+                let can = matches!(domain.state, DomainState::Runs | DomainState::Idle(_) | DomainState::Trapped);
+                if domain.held || domain.queued {
+                    return Err(Error::Busy);
+                }
+                if !can {
+                    return Err(Error::BadArgument);
+                }
+                domain.held = true;
+            }
+            Control::Release if domain.held => {
+                domain.held = false;
+                match domain.state {
+                    DomainState::Trapped => domain.queued = true,
+                    DomainState::Idle(deadline) if domain.pending != 0 || deadline <= now => {
+                        domain.state = DomainState::Runs;
+                    }
+                    _ => {}
+                }
+            }
+            Control::Release
+                if domain.state == DomainState::Stopped
+                    && domain.trap.is_some_and(|trap| trap.kind == EventKind::Exit as u32) =>
+            {
+                domain.queued = true;
+            }
             Control::Destroy => {
+                domain.state = DomainState::Ending;
+                domain.queued = false;
                 for _ in 0..MAP_PAGES {
-                    let Some((_, (frame, _))) = self.domain(vm)?.pages.pop_first() else { break };
-                    self.unmap(frame);
+                    let Some((_, mapped)) = self.domain(vm)?.pages.pop_first() else { break };
+                    self.unmap(mapped.frame);
                 }
                 if !self.domain(vm)?.pages.is_empty() {
                     return Err(Error::Again);
@@ -260,8 +437,80 @@ impl Machine for Model {
         Ok(())
     }
 
+    fn save(&mut self, vm: VmRef, state: &mut SavedDomain) -> Result<(), Error> {
+        self.call();
+        let domain = self.domain(vm)?;
+        if !domain.held {
+            return Err(Error::Busy);
+        }
+        *state = SavedDomain::ZERO;
+        (state.state, state.deadline) = match domain.state {
+            DomainState::Idle(deadline) => (2, deadline),
+            DomainState::Trapped => (4, NEVER),
+            _ => (1, NEVER),
+        };
+        (state.clock, state.pending) = (NEVER, domain.pending);
+        state.registers[3] = domain.register;
+        (state.cpu_ticks, state.switches) = (domain.time, domain.switches);
+        state.windows = domain.parameters.windows.map(|window| [window.address, window.length]);
+        Ok(())
+    }
+
+    fn restore(&mut self, vm: VmRef, state: &SavedDomain) -> Result<(), Error> {
+        self.call();
+        let windows = state.windows.map(|[address, length]| Window { address, length });
+        let domain = self.domain(vm)?;
+        assert_eq!(domain.state, DomainState::Stopped);
+        domain.state = match state.state {
+            2 => DomainState::Idle(state.deadline),
+            4 => DomainState::Trapped,
+            1 => DomainState::Runs,
+            _ => return Err(Error::BadArgument),
+        };
+        domain.held = true;
+        domain.pending = state.pending;
+        domain.register = state.registers[3];
+        (domain.time, domain.switches) = (state.cpu_ticks, state.switches);
+        domain.parameters.windows = windows;
+        Ok(())
+    }
+
+    fn usage(&mut self, vm: VmRef) -> Result<Usage, Error> {
+        self.call();
+        let domain = self.domain(vm)?;
+        let state = match domain.state {
+            _ if domain.held => 5,
+            DomainState::Stopped => 0,
+            DomainState::Runs => 1,
+            DomainState::Idle(_) => 2,
+            DomainState::Trapped => 4,
+            DomainState::Ending => 6,
+        };
+        Ok(Usage { cpu_time: domain.time, switches: domain.switches, state, incarnation: 0 })
+    }
+
+    fn scan(&mut self, vm: VmRef, address: u64, states: &mut [u8], action: Scan) -> Result<(), Error> {
+        self.call();
+        assert!(address.is_multiple_of(PAGE));
+        for (page, state) in (address / PAGE..).zip(states) {
+            let mut seen = PageState::empty();
+            if let Some(mapped) = self.domain(vm)?.pages.get_mut(&page) {
+                seen.set(PageState::PRESENT, true);
+                seen.set(PageState::ACCESSED, mapped.used);
+                seen.set(PageState::DIRTY, mapped.written);
+                seen.set(PageState::WRITABLE, mapped.access.contains(Access::WRITE));
+                mapped.used &= !action.contains(Scan::CLEAR_ACCESSED);
+                if action.contains(Scan::UNMAP) {
+                    self.unmap_page(vm, page * PAGE)?;
+                }
+            }
+            *state = seen.bits();
+        }
+        Ok(())
+    }
+
     fn map(&mut self, vm: VmRef, operations: &[MapOperation]) -> Result<(), MapError> {
-        self.calls += 1;
+        self.call();
         assert!(!operations.is_empty() && operations.len() <= BATCH);
         let mut budget = MAP_PAGES;
         for (index, operation) in operations.iter().enumerate() {
@@ -275,7 +524,7 @@ impl Machine for Model {
     }
 
     fn transfer(&mut self, operations: &mut [TransferOperation]) -> Result<usize, Error> {
-        self.calls += 1;
+        self.call();
         assert!(operations.len() <= BATCH);
         let count = operations.len().min(TRANSFERS);
         for operation in &mut operations[..count] {
@@ -288,20 +537,77 @@ impl Machine for Model {
     }
 
     fn read_lent(&mut self, lent: Target, offset: u64, into: &mut [u8]) -> Result<(), Error> {
-        self.calls += 1;
+        self.call();
         into.copy_from_slice(&self.read(lent, offset, into.len())?);
         Ok(())
     }
 
-    fn write_frame(&mut self, frame: Frame, page: &Page) -> Result<(), Error> {
-        self.calls += 1;
+    fn read_frame(&mut self, frame: Frame, offset: usize, into: &mut [u8]) -> Result<(), Error> {
+        self.call();
         let index = self.index(u64::from(frame))?;
-        assert_eq!(self.types[index], Type::Free, "only new frames are written so");
-        self.contents[index].copy_from_slice(page);
+        assert!(matches!(self.types[index], Type::Free | Type::Mapped(_)), "read of a {:?}", self.types[index]);
+        into.copy_from_slice(&self.contents[index][offset..offset + into.len()]);
         Ok(())
     }
 
-    fn cpu_time(&mut self, _: VmRef) -> u64 {
-        5
+    fn write_frame(&mut self, frame: Frame, offset: usize, from: &[u8]) -> Result<(), Error> {
+        self.call();
+        let index = self.index(u64::from(frame))?;
+        assert_eq!(self.types[index], Type::Free, "what is mapped by a VM is not written so");
+        self.contents[index][offset..offset + from.len()].copy_from_slice(from);
+        Ok(())
+    }
+
+    fn map_records(&mut self, frame: Frame, fresh: bool) -> Option<&'static mut [VmRecord]> {
+        self.call();
+        if !fresh {
+            return Some(self.left.remove(&frame).expect("a dead pager has left this part"));
+        }
+        let records: Vec<VmRecord> = (0..PER_FRAME).map(|_| VmRecord::default()).collect();
+        Some(Box::leak(records.into_boxed_slice()))
+    }
+
+    fn now(&mut self) -> u64 {
+        self.now
+    }
+}
+
+impl Disks for Model {
+    fn take_slot(&mut self, disk: u32) -> Option<u16> {
+        let taken = &mut self.disks[disk as usize].taken;
+        let slot = taken.iter().position(|taken| !taken)?;
+        taken[slot] = true;
+        Some(slot as u16)
+    }
+
+    fn give_slot(&mut self, disk: u32, slot: u16) {
+        let disk = &mut self.disks[disk as usize];
+        assert!(core::mem::replace(&mut disk.taken[usize::from(slot)], false), "the slot was taken");
+        assert!(disk.pending.iter().all(|pending| pending.slot != slot), "nothing is under way in it");
+    }
+
+    fn fill_buffer(&mut self, disk: u32, slot: u16, offset: usize, from: &[u8]) {
+        let disk = &mut self.disks[disk as usize];
+        assert!(disk.taken[usize::from(slot)]);
+        disk.buffers[usize::from(slot)][offset..offset + from.len()].copy_from_slice(from);
+    }
+
+    fn read_buffer(&mut self, disk: u32, slot: u16, offset: usize, into: &mut [u8]) {
+        let disk = &mut self.disks[disk as usize];
+        assert!(disk.taken[usize::from(slot)]);
+        into.copy_from_slice(&disk.buffers[usize::from(slot)][offset..offset + into.len()]);
+    }
+
+    fn submit(&mut self, disk: u32, slot: u16, operation: Operation, block: u64, count: u32) {
+        self.call();
+        let disk = &mut self.disks[disk as usize];
+        assert!(disk.taken[usize::from(slot)] && (1..=16).contains(&count));
+        assert!((block as usize + count as usize) * PAGE as usize <= disk.bytes.len(), "within the partition");
+        // Nothing that is under way at the same time may meet: it would be in no order.
+        for other in &disk.pending {
+            let apart = block + u64::from(count) <= other.block || other.block + u64::from(other.count) <= block;
+            assert!(apart || (operation == Operation::Read && other.operation == Operation::Read), "two requests meet");
+        }
+        disk.pending.push(Pending { slot, operation, block, count });
     }
 }

@@ -43,11 +43,52 @@ impl<T> Slab<T> {
         self.entries.len() as u32
     }
 
+    /// The number that the next value gets.
+    pub fn next(&self) -> u32 {
+        self.hole.checked_sub(1).unwrap_or(self.end())
+    }
+
+    /// Puts a value at this number, which a restarted server had given before.
+    pub fn insert_at(&mut self, number: u32, value: T) -> Result<(), Full> {
+        while self.end() <= number {
+            self.reserve_one()?;
+            self.entries.push(Entry::Hole(self.hole));
+            self.hole = self.end();
+        }
+        // Rare and few: the chain of holes is searched.
+        let (mut before, mut at) = (None, self.hole);
+        while let Some(hole) = at.checked_sub(1) {
+            let Some(Entry::Hole(next)) = self.entries.get(hole as usize) else { return Err(Full) };
+            let next = *next;
+            if hole == number {
+                match before {
+                    Some(before) => {
+                        if let Some(entry) = self.entries.get_mut(before) {
+                            *entry = Entry::Hole(next);
+                        }
+                    }
+                    None => self.hole = next,
+                }
+                if let Some(entry) = self.entries.get_mut(hole as usize) {
+                    *entry = Entry::Used(value);
+                    self.used += 1;
+                }
+                return Ok(());
+            }
+            (before, at) = (Some(hole as usize), next);
+        }
+        Err(Full)
+    }
+
     /// Makes sure that the next [`Slab::insert`] succeeds.
     pub fn reserve(&mut self) -> Result<(), Full> {
         if self.hole != 0 {
             return Ok(());
         }
+        self.reserve_one()
+    }
+
+    fn reserve_one(&mut self) -> Result<(), Full> {
         u32::try_from(self.entries.len() + 1).map_err(|_| Full)?;
         self.entries.try_reserve(1).map_err(|_| Full)
     }

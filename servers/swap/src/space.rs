@@ -26,6 +26,11 @@ impl Space {
         }
     }
 
+    /// Of so many pages, which were checked before.
+    pub const fn of_pages(pages: u32) -> Space {
+        Space { pages }
+    }
+
     /// Pages.
     pub const fn pages(self) -> u32 {
         self.pages

@@ -7,6 +7,7 @@ mod interrupts;
 mod ipc;
 mod lifecycle;
 mod memory;
+mod suspend;
 
 use crate::{
     Frame, Kernel, Machine, NO_FRAME,

@@ -2,10 +2,11 @@
 
 use super::{Creation, Pager, WAITING_MAX};
 use crate::{
-    frames::{Frame, List, Usage},
+    frames::{Frame, Usage},
     machine::{self, Machine},
+    record::{State, VmTable},
+    region,
     space::{self, Space},
-    vm::{IdleFaults, State, Vm},
 };
 use alloc::vec::Vec;
 use protocol::{
@@ -13,17 +14,20 @@ use protocol::{
     domain::{Band, DomainParameters, Window},
     layout::{PAGE, SPACE_BASE},
     memory::{Access, MapKind, MapOperation, TransferOperation},
-    service::{VmRef, pager::Response, place},
+    service::{VmNumber, VmRef, pager::Response, place},
 };
 
 /// Frames of a VM besides its pages and page tables: control block and root page table.
 const FIXED: u64 = 2;
+/// Frames that a VM begins with at most: those, its register page with its page tables, and a part of the table of VMs.
+const FIRST_FRAMES: u32 = 6;
 
 impl Pager<'_> {
     /// Creates a VM; `None`: it waits for memory that is being given back.
     pub(super) fn create_or_wait(&mut self, machine: &mut impl Machine, creation: Creation) -> Option<Response> {
         let response = self.create(machine, &creation);
-        let wait = response == Err(Response::OutOfMemory) && !self.dying.is_empty();
+        let lacks = matches!(response, Err(Response::OutOfMemory | Response::OutOfSwap | Response::InUse));
+        let wait = lacks && self.gives_back();
         if wait && self.waiting.len() < WAITING_MAX {
             self.waiting.push_back(creation);
             return None;
@@ -31,9 +35,14 @@ impl Pager<'_> {
         Some(response.map_or_else(|refusal| refusal, Response::Created))
     }
 
+    /// Whether memory, swap space or places are being given back.
+    pub(super) fn gives_back(&self) -> bool {
+        !self.dying.is_empty() || !self.leaving.is_empty() || self.under_way() > 0 || self.reclaims()
+    }
+
     /// Frames that a VM with this memory and image can ever need.
     ///
-    /// All of it is promised at creation, so that a VM that was created never lacks memory later. Only pages that can
+    /// Without swap space all of it is promised at creation, so that a VM that was created never lacks memory later. Only pages that can
     /// never become private, those with data of read-only parts, are not counted.
     fn need(space: Space, shared: u32) -> u64 {
         u64::from(space.pages()).saturating_sub(u64::from(shared)) + u64::from(space.tables()) + FIXED
@@ -46,87 +55,116 @@ impl Pager<'_> {
         if !image.fits(space, creation.entry) || !windows.iter().all(|window| space.holds_window(window)) {
             return Err(Response::BadArgument);
         }
-        if self.places.contains_key(&place(creation.number)) {
-            return Err(Response::BadArgument);
-        }
-        let need = Self::need(space, image.shared_pages());
+        let (need, units) = match self.has_swap() {
+            true => (u64::from(FIRST_FRAMES + self.clock.floor()), region::units(space)),
+            false => (Self::need(space, image.shared_pages()), 0),
+        };
         if need > self.available() {
             return Err(Response::OutOfMemory);
         }
-        let bits = (image.data_pages() as usize).div_ceil(64);
-        let mut shared = Vec::new();
-        let room = self.vms.len() as usize + 1;
-        let reserved = shared.try_reserve_exact(bits).and(self.stops.try_reserve(room));
-        if reserved.and(self.dying.try_reserve(room)).is_err() || self.vms.reserve().is_err() {
-            return Err(Response::OutOfMemory);
-        }
-        shared.resize(bits, 0);
-        let vm = Vm {
-            reference: VmRef { frame: 0, generation: 0 },
-            tag: creation.number,
-            entry: creation.entry,
-            image: creation.image,
-            space,
-            state: State::Created,
-            queued: false,
-            told: false,
-            stop: None,
-            frames: List::default(),
-            reserved: u32::try_from(need).map_err(|_| Response::OutOfMemory)?,
-            shared,
-            shared_count: 0,
-            faults: 0,
-            idle_faults: IdleFaults::default(),
+        let place = self.new_place(machine, creation.vm)?;
+        let region = match units {
+            0 => 0,
+            units => self.regions.allocate(units).ok_or(Response::OutOfSwap)? + 1,
         };
-        let number = self.vms.insert(vm).map_err(|_| Response::OutOfMemory)?;
-        let built = self.build(machine, number, creation.lent, windows);
-        match built {
-            Ok(vm) => {
-                self.promised += need;
-                self.places.insert(place(creation.number), vm);
+        let promised = if self.has_swap() { 0 } else { u32::try_from(need).map_err(|_| Response::OutOfMemory)? };
+        if let Some(vm) = self.vms.get_mut(place) {
+            vm.forget();
+            (vm.number, vm.entry, vm.image) = (creation.vm, creation.entry, creation.image);
+            (vm.pages, vm.region, vm.promised, vm.swapped) = (space.pages(), region, promised, 0);
+            vm.set_at(None);
+            vm.set_state(State::Creating);
+        }
+        match self.build(machine, place, creation.lent, windows) {
+            Ok(at) => {
+                self.promised += u64::from(promised);
+                self.count += 1;
                 if let Some(image) = self.images.get_mut(creation.image) {
                     image.users += 1;
                 }
+                if let Some(vm) = self.vms.get_mut(place) {
+                    vm.set_state(State::Created);
+                }
+                self.enter_ring(place);
                 // From here on destroying it gives everything back.
-                self.first_pages(machine, number, vm).inspect_err(|_| {
-                    self.destroy(machine, vm);
+                self.first_pages(machine, place, at).inspect_err(|_| {
+                    self.destroy(machine, creation.vm);
                 })
             }
             Err(refusal) => {
-                if let Some(mut vm) = self.vms.remove(number) {
+                if let Some(vm) = self.vms.get_mut(place) {
+                    vm.set_state(State::Free);
                     self.frames.release(&mut vm.frames, u32::MAX);
                 }
+                self.regions.release(region.saturating_sub(1), units);
                 Err(refusal)
             }
         }
     }
 
-    /// Takes a frame for a VM.
-    pub(super) fn take(&mut self, number: u32, usage: Usage) -> Option<Frame> {
-        let vm = self.vms.get_mut(number)?;
-        if vm.frames.len() >= vm.reserved {
-            return None;
+    /// The record for a new VM: its place must be free, and its part of the table there.
+    fn new_place(&mut self, machine: &mut impl Machine, vm: VmNumber) -> Result<u32, Response> {
+        let place = place(vm);
+        let part = VmTable::part(place);
+        if vm == 0 {
+            return Err(Response::BadArgument);
         }
-        self.frames.take(&mut vm.frames, number, usage)
+        if !self.vms.has(part) {
+            let room = self.vms.reserve(part) && self.reserve_queues();
+            let frame = if room { self.frames.take(&mut self.own, super::SELF, Usage::Incoming(0)) } else { None };
+            let frame = frame.ok_or(Response::OutOfMemory)?;
+            let Some(records) = machine.map_records(frame, true) else {
+                self.frames.give(&mut self.own, frame);
+                return Err(Response::OutOfMemory);
+            };
+            // It is a part of the table only now that it is empty.
+            self.frames.turn(frame, Usage::Records(part));
+            self.vms.add(part, records);
+        }
+        let free = self.vms.get(place).is_some_and(|record| record.state() == State::Free);
+        let room = self.regions.reserve() && self.reserve_queues();
+        if !room {
+            return Err(Response::OutOfMemory);
+        }
+        // One that is being destroyed will free it.
+        if free { Ok(place) } else { Err(Response::InUse) }
+    }
+
+    /// Makes sure that every VM that is there has room in every queue.
+    fn reserve_queues(&mut self) -> bool {
+        let room = self.count as usize + 1;
+        let queues = [&mut self.stops, &mut self.dying, &mut self.leaving, &mut self.stalled, &mut self.gate];
+        queues.into_iter().all(|queue| queue.try_reserve(room.saturating_sub(queue.len())).is_ok())
     }
 
     /// Makes the domain. The virtual register page is copied first: if the caller lends none, nothing was made.
     fn build(
         &mut self,
         machine: &mut impl Machine,
-        number: u32,
+        place: u32,
         lent: Target,
         windows: [Window; 3],
     ) -> Result<VmRef, Response> {
-        let registers = self.take(number, Usage::Page(0)).ok_or(Response::OutOfMemory)?;
-        let control = self.take(number, Usage::Control).ok_or(Response::OutOfMemory)?;
-        let root = self.take(number, Usage::Root).ok_or(Response::OutOfMemory)?;
+        let registers = self.take(place, Usage::Incoming(0)).ok_or(Response::OutOfMemory)?;
         let mut copy = [TransferOperation { from: lent.0, from_address: 0, ..self.fill(None, registers) }];
         machine::transfer_all(machine, &mut copy).map_err(|_| Response::BadArgument)?;
         if copy[0].status != 0 {
             return Err(Response::BadArgument);
         }
-        let vm = self.vms.get_mut(number).ok_or(Response::NotFound)?;
+        self.frames.promote(registers);
+        self.make_domain(machine, place, windows)
+    }
+
+    /// Makes a stopped domain for a VM, and notes where it is.
+    pub(super) fn make_domain(
+        &mut self,
+        machine: &mut impl Machine,
+        place: u32,
+        windows: [Window; 3],
+    ) -> Result<VmRef, Response> {
+        let control = self.take(place, Usage::Control).ok_or(Response::OutOfMemory)?;
+        let root = self.take(place, Usage::Root).ok_or(Response::OutOfMemory)?;
+        let vm = self.vms.get_mut(place).ok_or(Response::NotFound)?;
         let mut services = self.services;
         for (service, window) in services.iter_mut().zip(&windows) {
             if window.length == 0 {
@@ -135,7 +173,7 @@ impl Pager<'_> {
         }
         let parameters = DomainParameters {
             root_frame: u64::from(root),
-            tag: vm.tag,
+            tag: vm.number,
             register_page: SPACE_BASE,
             band: Band::Vm as u64,
             handler: Target::OWN.0,
@@ -146,30 +184,34 @@ impl Pager<'_> {
             Error::Exhausted => Response::OutOfMemory,
             _ => Response::BadArgument,
         })?;
-        vm.reference = created;
+        vm.set_at(Some(created));
         Ok(created)
     }
 
     /// Maps the virtual register page.
-    fn first_pages(&mut self, machine: &mut impl Machine, number: u32, vm: VmRef) -> Result<VmRef, Response> {
-        let frame = self.frames.find(number, Usage::Page(0)).ok_or(Response::NotFound)?;
+    fn first_pages(&mut self, machine: &mut impl Machine, place: u32, vm: VmRef) -> Result<VmRef, Response> {
+        let frame = self.frames.find(place, Usage::Page(0)).ok_or(Response::NotFound)?;
         let mut operations = Vec::with_capacity(4);
-        self.tables(number, 0, &mut operations).ok_or(Response::OutOfMemory)?;
+        self.tables(place, 0, &mut operations).ok_or(Response::OutOfMemory)?;
         operations.push(self.map_page(0, frame, 1, Access::WRITE));
         machine::map_all(machine, vm, &mut operations).map_err(|_| Response::OutOfMemory)?;
         Ok(vm)
     }
 
     /// Adds the page tables that are missing for a page.
-    pub(super) fn tables(&mut self, number: u32, page: u32, operations: &mut Vec<MapOperation>) -> Option<()> {
+    pub(super) fn tables(&mut self, place: u32, page: u32, operations: &mut Vec<MapOperation>) -> Option<()> {
         for usage in [Usage::Directory(space::directory(page)), Usage::Leaf(space::leaf(page))] {
-            if self.frames.find(number, usage).is_none() {
-                let frame = self.take(number, usage)?;
-                let kind = MapKind::Table as u8;
-                operations.push(MapOperation { kind, ..self.map_page(page, frame, 1, Access::empty()) });
+            if self.frames.find(place, usage).is_none() {
+                let frame = self.take(place, usage)?;
+                operations.push(self.table(page, frame));
             }
         }
         Some(())
+    }
+
+    /// The operation that makes a frame the page table that is missing highest up for a page.
+    pub(super) fn table(&self, page: u32, frame: Frame) -> MapOperation {
+        MapOperation { kind: MapKind::Table as u8, ..self.map_page(page, frame, 1, Access::empty()) }
     }
 
     /// The operation that maps `count` frames from `frame`.

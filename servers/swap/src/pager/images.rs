@@ -1,6 +1,6 @@
 //! Taking in images and forgetting them.
 
-use super::Pager;
+use super::{IMAGES, Pager};
 use crate::{
     frames::{List, Usage},
     image::{self, Checked, Content, Image, ImagePart},
@@ -20,14 +20,17 @@ impl Pager<'_> {
     pub(super) fn define_image(&mut self, machine: &mut impl Machine, lent: Target, parts: &[Part]) -> Response {
         let Some(checked) = image::check(parts) else { return Response::BadArgument };
         let pages: u64 = checked.iter().map(|part| u64::from(part.data_pages())).sum();
-        if pages > self.available() {
+        if pages + 1 > self.available() {
             return Response::OutOfMemory;
         }
         if self.images.reserve().is_err() {
             return Response::OutOfMemory;
         }
         let mut frames = List::default();
-        let parts = match self.take_in(machine, lent, &checked, &mut frames) {
+        let number = self.images.next();
+        let taken = self.take_in(machine, lent, &checked, number, &mut frames);
+        let recorded = taken.and_then(|parts| self.record_image(machine, number, &parts, &mut frames).map(|()| parts));
+        let parts = match recorded {
             Ok(parts) => parts,
             Err(response) => {
                 self.frames.release(&mut frames, ALL);
@@ -45,17 +48,31 @@ impl Pager<'_> {
         }
     }
 
+    /// Writes the record that makes the image known to a restarted pager: only when all its pages are there.
+    fn record_image(
+        &mut self,
+        machine: &mut impl Machine,
+        number: u32,
+        parts: &[ImagePart],
+        frames: &mut List,
+    ) -> Result<(), Response> {
+        let frame = self.frames.take(frames, IMAGES + number, Usage::Incoming(0)).ok_or(Response::OutOfMemory)?;
+        machine.write_frame(frame, 0, &image::record(parts)).map_err(|_| Response::OutOfMemory)?;
+        self.frames.turn(frame, Usage::ImageRecord);
+        Ok(())
+    }
+
     /// Copies the data of all parts into frames of `frames`.
     fn take_in(
         &mut self,
         machine: &mut impl Machine,
         lent: Target,
         checked: &[Checked],
+        number: u32,
         frames: &mut List,
     ) -> Result<Vec<ImagePart>, Response> {
         let mut parts = Vec::new();
         parts.try_reserve_exact(checked.len()).map_err(|_| Response::OutOfMemory)?;
-        let mut first_bit = 0;
         for part in checked {
             let count = part.data_pages();
             let mut data = Vec::new();
@@ -70,12 +87,12 @@ impl Pager<'_> {
                     data.push(Content::Zero);
                     continue;
                 }
-                let frame = self.frames.take(frames, 0, Usage::Image).ok_or(Response::OutOfMemory)?;
-                machine.write_frame(frame, page).map_err(|_| Response::OutOfMemory)?;
+                let usage = Usage::Image(part.page + index);
+                let frame = self.frames.take(frames, IMAGES + number, usage).ok_or(Response::OutOfMemory)?;
+                machine.write_frame(frame, 0, page).map_err(|_| Response::OutOfMemory)?;
                 data.push(Content::Stored(frame));
             }
-            parts.push(ImagePart { page: part.page, pages: part.pages, access: part.access, data, first_bit });
-            first_bit += count;
+            parts.push(ImagePart { page: part.page, pages: part.pages, access: part.access, data });
         }
         Ok(parts)
     }
@@ -88,6 +105,10 @@ impl Pager<'_> {
             Some(_) => {
                 if let Some(mut image) = self.images.remove(number) {
                     self.image_frames -= u64::from(image.frames.len());
+                    // The record first: what is left of an image without one is nobody's.
+                    if let Some(record) = self.frames.find(IMAGES + number, Usage::ImageRecord) {
+                        self.frames.give(&mut image.frames, record);
+                    }
                     self.frames.release(&mut image.frames, ALL);
                 }
                 Response::Done

@@ -1,35 +1,55 @@
-//! The pager: VMs, images, and the promises of memory that hold them together.
+//! The pager: VMs, images, memory and swap space.
 //!
-//! * [`Pager::request`] carries out what clients ask ([`create`](self), images, figures).
-//! * [`Pager::events`] takes what happened to VMs and serves their faults, in batches.
-//! * [`Pager::work`] goes on with destroying VMs, a bounded step at a time.
+//! | file | what |
+//! |---|---|
+//! | `create`, `destroy`, `images` | VMs and images come and go |
+//! | `fault` | faults in batches, and pages that servers ask for |
+//! | `pages` | the page map of a VM, and its resident pages in runs |
+//! | `reading`, `writing` | pages from and to swap space, many under way |
+//! | `clock` | who gives memory back: WSClock |
+//! | `suspend`, `resume` | whole VMs leave memory and come back |
+//! | `gate` | who may come back, and when: the gatekeeper |
+//! | `recover` | a restarted pager finds all of it again |
+//!
+//! Nothing waits: what takes a disk is an operation under way, noted in `underway`, and goes on in [`Pager::completed`].
 
+pub mod clock;
 mod create;
 mod destroy;
 mod fault;
+mod gate;
 mod images;
+mod pages;
+mod reading;
+mod recover;
+mod resume;
+mod suspend;
+mod underway;
+mod writing;
 
 use crate::{
+    crypt::{Cipher, KEY},
     frames::{Frame, FrameTable, List, Usage},
     image::Image,
     machine::Machine,
+    record::{Cause, QUEUED, State, TOLD, VmRecord, VmTable},
+    region::{Regions, Stripes},
     slab::Slab,
-    vm::{Cause, State, Vm},
 };
 use alloc::{
     boxed::Box,
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BinaryHeap, VecDeque},
     vec::Vec,
 };
+use core::cmp::Reverse;
 use protocol::{
-    abi::Target,
+    abi::{NEVER, Target},
     domain::Control,
     layout::{PAGE, SPACE_BASE},
     memory::TransferOperation,
     service::{
-        VmNumber, VmRef,
+        VmNumber,
         pager::{Request, Response, VmEntry},
-        place,
     },
 };
 
@@ -41,6 +61,18 @@ const WAITING_MAX: usize = 16;
 const LIST_MAX: usize = 32;
 /// Most positions that one `List` looks at.
 const LIST_POSITIONS: u32 = 4096;
+/// Most clients that can wait for pages.
+pub const CLIENTS: usize = 8;
+/// Most VMs in one answer to `Brought`.
+const BROUGHT_MAX: usize = 256;
+/// Most VMs that a client is told of and has not asked for; the oldest are forgotten then, as for a client that never asks.
+const BROUGHT_KEPT: usize = 1 << 16;
+/// Writes counted at once in the part of the state that survives.
+const COUNTERS: u64 = 1 << 32;
+/// Owner of the frames of an image in the frame table: beyond all places of VMs.
+const IMAGES: u32 = 1 << protocol::service::PLACE_BITS;
+/// Owner of the pager's own frames.
+const SELF: u32 = u32::MAX;
 
 /// What a request comes to.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -51,102 +83,237 @@ pub enum Outcome {
     Later,
 }
 
+/// Who asks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Client {
+    /// Whether it may manage images and VMs.
+    pub manager: bool,
+    /// Its number among the clients that can wait for pages; `None`: it cannot.
+    pub number: Option<u8>,
+}
+
 /// A creation: [`Request::Create`] with the range that holds the virtual register page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Creation {
     /// The lent range.
     pub lent: Target,
+    /// The VM's number.
+    pub vm: VmNumber,
     /// Image.
     pub image: u32,
     /// Bytes of memory.
     pub memory: u64,
     /// First instruction.
     pub entry: u64,
-    /// Number.
-    pub number: VmNumber,
     /// Windows.
     pub windows: [(u64, u64); 3],
+}
+
+/// The part of the pager's state that is neither in the frame table nor in the records of VMs, and survives a restart. It lies in a frame
+/// of the pool.
+#[derive(Debug, Default)]
+#[repr(C)]
+pub struct Kept {
+    /// [`Kept::MAGIC`] once all else is set.
+    pub magic: u64,
+    /// All writes to swap space that were counted are below.
+    pub counters: u64,
+    /// The key of swap space.
+    pub key: [u8; KEY],
+    /// Units of swap space, and disks: a restarted pager must find the same.
+    pub units: u32,
+    /// Disks.
+    pub disks: u32,
+    /// The disks' partitions.
+    pub partitions: [[u8; 16]; DISKS_MAX],
+    /// Pages read from swap space.
+    pub page_ins: u64,
+    /// Pages written to swap space.
+    pub page_outs: u64,
+}
+
+impl Kept {
+    /// Says that the rest is valid, and of this layout.
+    pub const MAGIC: u64 = u64::from_le_bytes(*b"swapkep1");
+}
+
+/// Most swap disks.
+pub const DISKS_MAX: usize = 8;
+
+/// What a pager is made of.
+#[derive(Debug)]
+pub struct Parts<'a> {
+    /// Slot of the pool's extent.
+    pub slot: u8,
+    /// Services behind the doorbells of VMs: [`Target`]s.
+    pub services: [u64; 3],
+    /// The frame table.
+    pub frames: FrameTable<'a>,
+    /// What survives.
+    pub kept: &'a mut Kept,
+    /// How swap space lies on the disks; no units: there is none.
+    pub stripes: Stripes,
+    /// Pages that are read and written together, a power of two from 1 to 16.
+    pub block: u32,
 }
 
 /// The pager.
 #[derive(Debug)]
 pub struct Pager<'a> {
-    /// Slot of the pool's extent.
     slot: u8,
-    /// Services behind the doorbells of VMs: [`Target`]s.
     services: [u64; 3],
     frames: FrameTable<'a>,
-    vms: Slab<Vm>,
-    /// Live VMs by place.
-    places: BTreeMap<u32, VmRef>,
+    kept: &'a mut Kept,
+    vms: VmTable,
     images: Slab<Image>,
     /// The frame of zeros that read-only parts share.
     zero: Frame,
     /// Frames of no VM and no image.
     own: List,
-    /// Frames promised to VMs.
+    /// Frames that are never used again.
+    lost: List,
+    /// Frames promised to VMs, if there is no swap space.
     promised: u64,
     /// Frames of images.
     image_frames: u64,
-    /// VMs whose stop the loader was not told yet. Every VM has room in it from its creation.
-    stops: VecDeque<VmRef>,
+    /// VMs that are there, and those of them that are suspended.
+    count: u32,
+    suspended: u32,
+
+    stripes: Stripes,
+    regions: Regions,
+    cipher: Cipher,
+    /// Next number of a write.
+    counter: u64,
+    block: u32,
+    underway: underway::Underway,
+    clock: clock::Clock,
+
+    /// Why VMs stopped.
+    causes: BTreeMap<u32, Cause>,
+    /// VMs whose stop the loader was not told yet, by place.
+    stops: VecDeque<u32>,
     /// Whether the loader is to be told that there are stops.
     ring: bool,
-    /// VMs being destroyed. Every VM has room in it from its creation.
+    /// VMs being destroyed, by place.
     dying: VecDeque<u32>,
-    /// Creations that wait until VMs being destroyed have given back their memory.
+    /// Suspended VMs whose memory is still being given back, by place.
+    leaving: VecDeque<u32>,
+    /// VMs with a fault, or a client, that waits for a frame or a slot, first come first served.
+    stalled: VecDeque<u32>,
+    /// The gatekeeper's queue: suspended VMs that are to come back, first come first served.
+    gate: VecDeque<u32>,
+    /// When suspended VMs are to be woken.
+    wakes: BinaryHeap<Reverse<(u64, u32)>>,
+    /// Creations that wait for memory.
     waiting: VecDeque<Creation>,
     /// Answers to creations that waited.
     answers: VecDeque<(Target, Response)>,
+    /// What clients have asked for and may try again.
+    brought: [VecDeque<VmNumber>; CLIENTS],
+    /// Clients to be told of it, a bit each.
+    tell: u8,
     batch: fault::Batch,
-    /// A page of an image on its way.
+    /// A page on its way.
     page: Box<[u8; PAGE as usize]>,
+    /// A segment on its way.
+    segment: Box<[u8]>,
 }
 
 impl<'a> Pager<'a> {
-    /// A pager for the pool behind `slot`, with `services` behind the doorbells of its VMs. `None` if the pool is too small.
-    pub fn new(
-        slot: u8,
-        services: [u64; 3],
-        mut frames: FrameTable<'a>,
-        machine: &mut impl Machine,
-    ) -> Option<Pager<'a>> {
-        let mut own = List::default();
-        let zero = frames.take(&mut own, 0, Usage::Image)?;
-        machine.write_frame(zero, &[0; PAGE as usize]).ok()?;
-        Some(Pager {
+    /// A pager for a pool that nobody has used since boot, whose key is in `kept`. `None` if the pool is too small.
+    pub fn new(parts: Parts<'a>, machine: &mut impl Machine) -> Option<Pager<'a>> {
+        let (units, disks) = (parts.stripes.units, parts.stripes.disks);
+        let mut pager = Pager::of(parts);
+        pager.zero = pager.frames.take(&mut pager.own, SELF, Usage::Own)?;
+        machine.write_frame(pager.zero, 0, &[0; PAGE as usize]).ok()?;
+        (pager.kept.units, pager.kept.disks) = (units, disks);
+        pager.kept.magic = Kept::MAGIC;
+        Some(pager)
+    }
+
+    /// One without VMs.
+    fn of(parts: Parts<'a>) -> Pager<'a> {
+        let Parts { slot, services, frames, kept, stripes, block } = parts;
+        let counter = kept.counters.max(1);
+        kept.counters = counter + COUNTERS;
+        let cipher = Cipher::new(&kept.key);
+        let clock = clock::Clock::new(frames.total());
+        Pager {
             slot,
             services,
             frames,
-            vms: Slab::new(),
-            places: BTreeMap::new(),
+            kept,
+            vms: VmTable::default(),
             images: Slab::new(),
-            zero,
-            own,
+            zero: 0,
+            own: List::default(),
+            lost: List::default(),
             promised: 0,
             image_frames: 0,
+            count: 0,
+            suspended: 0,
+            stripes,
+            regions: Regions::new(stripes.units),
+            cipher,
+            counter,
+            block: block.clamp(1, crate::region::UNIT_BLOCKS).next_power_of_two(),
+            underway: underway::Underway::default(),
+            clock,
+            causes: BTreeMap::new(),
             stops: VecDeque::new(),
             ring: false,
             dying: VecDeque::new(),
+            leaving: VecDeque::new(),
+            stalled: VecDeque::new(),
+            gate: VecDeque::new(),
+            wakes: BinaryHeap::new(),
             waiting: VecDeque::with_capacity(WAITING_MAX),
             answers: VecDeque::with_capacity(WAITING_MAX),
+            brought: Default::default(),
+            tell: 0,
             batch: fault::Batch::new(),
             page: Box::new([0; PAGE as usize]),
-        })
+            segment: alloc::vec![0; crate::suspended::SEGMENT_CHUNKS as usize * PAGE as usize].into_boxed_slice(),
+        }
     }
 
-    /// Carries out a request. `manager`: whether the client may manage images and VMs. `lent`: the range that it lends.
+    /// What is left of it when its server dies.
+    #[cfg(test)]
+    pub fn abandon(self) -> (FrameTable<'a>, &'a mut Kept, VmTable) {
+        (self.frames, self.kept, self.vms)
+    }
+
+    /// Frames that VMs and images have, and VMs on their way.
+    #[cfg(test)]
+    pub fn in_use(&self) -> (u32, usize) {
+        (self.frames.used() - self.frames.reserved() - self.own.len() - self.lost.len(), self.underway.moves())
+    }
+
+    /// Units of swap space that VMs have.
+    #[cfg(test)]
+    pub fn units_in_use(&self) -> u32 {
+        self.stripes.units - self.regions.left()
+    }
+
+    /// Whether there is swap space.
+    pub const fn has_swap(&self) -> bool {
+        self.stripes.units > 0
+    }
+
+    /// Carries out a request of `client`; `lent` is the range that it lends.
     pub fn request(
         &mut self,
         machine: &mut impl Machine,
-        manager: bool,
+        client: Client,
         lent: Option<Target>,
         request: Request,
     ) -> Outcome {
         let open = matches!(request, Request::Usage(_) | Request::Pool | Request::Bring { .. } | Request::Brought);
-        if !manager && !open {
+        if !client.manager && !open {
             return Outcome::Now(Response::Denied);
         }
+        self.clock.unblock();
         Outcome::Now(match request {
             Request::DefineImage { parts } => match lent {
                 Some(lent) => self.define_image(machine, lent, &parts),
@@ -155,7 +322,7 @@ impl<'a> Pager<'a> {
             Request::DropImage(image) => self.drop_image(image),
             Request::Create { vm, image, memory, entry, windows } => match lent {
                 Some(lent) => {
-                    let creation = Creation { lent, number: vm, image, memory, entry, windows };
+                    let creation = Creation { lent, vm, image, memory, entry, windows };
                     match self.create_or_wait(machine, creation) {
                         Some(response) => response,
                         None => return Outcome::Later,
@@ -163,28 +330,16 @@ impl<'a> Pager<'a> {
                 }
                 None => Response::BadArgument,
             },
-            Request::Start(vm) => self.at(vm).map_or(Response::NotFound, |at| self.start(machine, at)),
-            Request::Destroy(vm) => self.at(vm).map_or(Response::NotFound, |at| self.destroy(machine, at)),
+            Request::Start(vm) => self.start(machine, vm),
+            Request::Destroy(vm) => self.destroy(machine, vm),
             Request::NextStop => Response::Stopped(self.next_stop()),
             Request::List { from } => self.list(from),
-            Request::Usage(vm) => self.at(vm).map_or(Response::NotFound, |at| self.usage(machine, at)),
-            Request::Pool => Response::Pool {
-                total: u64::from(self.frames.total()),
-                free: self.available(),
-                vms: u64::from(self.vms.len()),
-                suspended: 0,
-                waiting: 0,
-                swap_total: 0,
-                swap_free: 0,
-                page_ins: 0,
-                page_outs: 0,
-            },
-            Request::Bring { vm, address, length, write } => match self.at(vm) {
-                Some(at) => self.bring(machine, at, address, length, write),
-                None => Response::NotFound,
-            },
-            // Nothing leaves memory, so nothing is answered `Later`.
-            Request::Brought => Response::Brought(Vec::new()),
+            Request::Usage(vm) => self.usage(machine, vm),
+            Request::Pool => self.pool(),
+            Request::Bring { vm, address, length, write } => {
+                self.bring(machine, client.number, vm, address, length, write)
+            }
+            Request::Brought => Response::Brought(self.take_brought(client.number)),
         })
     }
 
@@ -198,13 +353,24 @@ impl<'a> Pager<'a> {
         core::mem::take(&mut self.ring)
     }
 
-    /// The manager has opened a session: images that no VM uses were its own, and it has forgotten them.
-    pub fn manager_connected(&mut self) {
-        for number in 0..self.images.end() {
-            let _ = self.drop_image(number);
+    /// The clients to be told that they may try again, a bit each; once.
+    pub fn take_tell(&mut self) -> u8 {
+        core::mem::take(&mut self.tell)
+    }
+
+    /// A client has opened a session: what it had asked for it has forgotten.
+    pub fn connected(&mut self, client: Client) {
+        if let Some(brought) = client.number.and_then(|number| self.brought.get_mut(usize::from(number))) {
+            brought.clear();
         }
-        // It may have lost the interrupt too.
-        self.ring |= !self.stops.is_empty();
+        if client.manager {
+            // Images that no VM uses were its own.
+            for number in 0..self.images.end() {
+                let _ = self.drop_image(number);
+            }
+            // It may have lost the interrupt too.
+            self.ring |= !self.stops.is_empty();
+        }
     }
 
     /// Frames of the pool that it manages.
@@ -212,63 +378,98 @@ impl<'a> Pager<'a> {
         self.frames.total()
     }
 
-    /// Frames that are neither in use by the pager or images nor promised to VMs.
+    /// VMs that are there.
+    pub const fn vms(&self) -> u32 {
+        self.count
+    }
+
+    /// Frames that new VMs and images can get: those neither in use by the pager or images nor promised to VMs, or with swap space those that nobody
+    /// has.
     pub fn available(&self) -> u64 {
-        let own = u64::from(self.frames.reserved()) + u64::from(self.own.len());
+        if self.has_swap() {
+            return u64::from(self.frames.free());
+        }
+        let own = u64::from(self.frames.reserved()) + u64::from(self.own.len()) + u64::from(self.lost.len());
         u64::from(self.frames.total()).saturating_sub(own + self.image_frames + self.promised)
     }
 
-    /// Where the VM with this number is.
-    fn at(&self, vm: VmNumber) -> Option<VmRef> {
-        let at = *self.places.get(&place(vm))?;
-        let found = self.vms.get(self.find(at)?)?;
-        (found.tag == vm).then_some(at)
+    /// When there is something to do though nothing happens, in nanoseconds since kernel entry; 0: now.
+    pub fn next_deadline(&self) -> u64 {
+        if self.has_work() {
+            return 0;
+        }
+        let wake = self.wakes.peek().map_or(NEVER, |Reverse((time, _))| *time);
+        self.next_turn().map_or(wake, |turn| turn.min(wake))
     }
 
-    /// The position of a VM that is there.
-    fn find(&self, vm: VmRef) -> Option<u32> {
-        let number = self.frames.control_owner(vm.frame)?;
-        let found = self.vms.get(number)?;
-        (found.reference == vm && found.is_live()).then_some(number)
+    /// A number for a write to swap space, never used before.
+    fn next_counters(&mut self, count: u64) -> u64 {
+        let first = self.counter;
+        self.counter += count;
+        if self.counter > self.kept.counters {
+            self.kept.counters = self.counter + COUNTERS;
+        }
+        first
     }
 
-    fn start(&mut self, machine: &mut impl Machine, vm: VmRef) -> Response {
-        let Some(found) = self.find(vm).and_then(|number| self.vms.get_mut(number)) else { return Response::NotFound };
-        let (control, arguments) = match found.state {
+    /// Takes a frame for a VM.
+    fn take(&mut self, place: u32, usage: Usage) -> Option<Frame> {
+        let vm = self.vms.get_mut(place)?;
+        if vm.promised != 0 && vm.frames.len() >= vm.promised {
+            return None;
+        }
+        self.frames.take(&mut vm.frames, place, usage)
+    }
+
+    /// Gives a frame of a VM back.
+    fn give(&mut self, place: u32, frame: Frame) {
+        if let Some(vm) = self.vms.get_mut(place) {
+            self.frames.give(&mut vm.frames, frame);
+        }
+    }
+
+    fn start(&mut self, machine: &mut impl Machine, vm: VmNumber) -> Response {
+        let Some(place) = self.vms.find(vm) else { return Response::NotFound };
+        let Some(found) = self.vms.get_mut(place) else { return Response::NotFound };
+        let (control, arguments) = match found.state() {
             // The stack pointer is the end of memory; `rdi` names the virtual register page.
-            State::Created => (Control::Start, [found.entry, found.space.end(), SPACE_BASE]),
-            State::Ready if found.told => (Control::Resume, [0; 3]),
+            State::Created => (Control::Start, [found.entry, found.space().end(), SPACE_BASE]),
+            State::Ready if found.is(TOLD) => (Control::Resume, [0; 3]),
             _ => return Response::BadArgument,
         };
-        found.state = State::Running;
-        found.stop = None;
-        found.told = false;
-        if machine.control(vm, control, arguments).is_err() {
-            self.stop(vm, Cause::Pager("the kernel refused to start it"));
+        found.set_state(State::Running);
+        found.set(TOLD, false);
+        self.causes.remove(&place);
+        let done = found.at().is_some_and(|at| machine.control(at, control, arguments).is_ok());
+        if !done {
+            self.stop(place, Cause::Pager("the kernel refused to start it"));
         }
         Response::Done
     }
 
     /// Notes that a VM stopped, and why.
-    fn stop(&mut self, vm: VmRef, cause: Cause) {
-        let Some(found) = self.find(vm).and_then(|number| self.vms.get_mut(number)) else { return };
-        found.state = if cause == Cause::Ready { State::Ready } else { State::Stopped };
-        found.stop = Some(cause);
-        found.told = false;
-        if !core::mem::replace(&mut found.queued, true) {
-            self.stops.push_back(vm);
+    fn stop(&mut self, place: u32, cause: Cause) {
+        let Some(vm) = self.vms.get_mut(place).filter(|vm| vm.is_live()) else { return };
+        vm.set_state(if cause == Cause::Ready { State::Ready } else { State::Stopped });
+        vm.set_fault(None);
+        vm.set(TOLD, false);
+        let queued = vm.set(QUEUED, true);
+        self.causes.insert(place, cause);
+        if !queued {
+            self.stops.push_back(place);
         }
         self.ring = true;
+        self.notify(place);
     }
 
     fn next_stop(&mut self) -> Option<(VmNumber, protocol::service::pager::Stop)> {
-        while let Some(vm) = self.stops.pop_front() {
-            let Some(found) = self.find(vm).and_then(|number| self.vms.get_mut(number)) else { continue };
-            found.queued = false;
-            if let Some(cause) = found.stop
-                && !core::mem::replace(&mut found.told, true)
+        while let Some(place) = self.stops.pop_front() {
+            let Some(vm) = self.vms.get_mut(place) else { continue };
+            vm.set(QUEUED, false);
+            if let Some(cause) = self.causes.get(&place).filter(|_| vm.is_live())
+                && !vm.set(TOLD, true)
             {
-                return Some((found.tag, cause.into()));
+                return Some((vm.number, (*cause).into()));
             }
         }
         None
@@ -277,32 +478,60 @@ impl<'a> Pager<'a> {
     fn list(&mut self, from: u32) -> Response {
         let end = self.vms.end().min(from.saturating_add(LIST_POSITIONS));
         let mut entries = Vec::new();
-        for number in from..end {
+        for place in from..end {
             if entries.len() == LIST_MAX {
-                return Response::Vms(entries, Some(number));
+                return Response::Vms(entries, Some(place));
             }
-            let Some(vm) = self.vms.get_mut(number) else { continue };
-            if vm.is_live() {
-                vm.told = vm.stop.is_some();
-                let started = vm.state != State::Created;
-                let stop = vm.stop.map(Into::into);
-                entries.push(VmEntry { vm: vm.tag, at: Some(vm.reference), image: vm.image, started, stop });
-            }
+            let Some(vm) = self.vms.get_mut(place).filter(|vm| vm.is_live()) else { continue };
+            let stop = self.causes.get(&place).map(|cause| (*cause).into());
+            vm.set(TOLD, stop.is_some());
+            let started = vm.state() != State::Created;
+            entries.push(VmEntry { vm: vm.number, at: vm.at(), image: vm.image, started, stop });
         }
         Response::Vms(entries, (end < self.vms.end()).then_some(end))
     }
 
-    fn usage(&mut self, machine: &mut impl Machine, vm: VmRef) -> Response {
-        match self.find(vm).and_then(|number| self.vms.get(number)) {
-            Some(found) => Response::Usage {
-                frames: u64::from(found.frames.len()),
-                swapped: 0,
-                shared: u64::from(found.shared_count),
-                faults: found.faults,
-                cpu_time: machine.cpu_time(vm),
-            },
-            None => Response::NotFound,
+    fn usage(&mut self, machine: &mut impl Machine, vm: VmNumber) -> Response {
+        let Some(vm) = self.vms.find(vm).and_then(|place| self.vms.get(place)) else { return Response::NotFound };
+        Response::Usage {
+            frames: u64::from(vm.frames.len()),
+            swapped: u64::from(vm.swapped),
+            faults: u64::from(vm.faults),
+            cpu_time: vm.at().and_then(|at| machine.usage(at).ok()).map_or(0, |usage| usage.cpu_time),
         }
+    }
+
+    fn pool(&self) -> Response {
+        let pages = |units: u32| u64::from(units) * u64::from(crate::region::UNIT_BLOCKS);
+        Response::Pool {
+            total: u64::from(self.frames.total()),
+            free: self.available(),
+            vms: u64::from(self.count),
+            suspended: u64::from(self.suspended),
+            waiting: (self.gate.len() + self.stalled.len()) as u64,
+            swap_total: pages(self.stripes.units),
+            swap_free: pages(self.regions.left()),
+            page_ins: self.kept.page_ins,
+            page_outs: self.kept.page_outs,
+        }
+    }
+
+    /// Tells the clients that wait for pages of a VM to try again.
+    fn notify(&mut self, place: u32) {
+        let Some(vm) = self.vms.get_mut(place) else { return };
+        let waiting = core::mem::take(&mut vm.waiting);
+        for (number, brought) in self.brought.iter_mut().enumerate().filter(|(number, _)| waiting >> number & 1 != 0) {
+            if brought.len() >= BROUGHT_KEPT {
+                brought.pop_front();
+            }
+            brought.push_back(vm.number);
+            self.tell |= 1 << number;
+        }
+    }
+
+    fn take_brought(&mut self, client: Option<u8>) -> Vec<VmNumber> {
+        let queue = client.and_then(|number| self.brought.get_mut(usize::from(number)));
+        queue.map_or_else(Vec::new, |queue| queue.drain(..queue.len().min(BROUGHT_MAX)).collect())
     }
 
     /// Fills the frame `to` from another frame, or with zeros.
@@ -316,5 +545,10 @@ impl<'a> Pager<'a> {
             length: PAGE as u32,
             ..TransferOperation::default()
         }
+    }
+
+    /// The image that a VM was made from.
+    fn image_of(&self, vm: &VmRecord) -> Option<&Image> {
+        self.images.get(vm.image)
     }
 }

@@ -1,11 +1,11 @@
-//! Random bytes for VMs: a ChaCha20 generator keyed with what the machine has that nobody can guess.
+//! A ChaCha20 generator keyed with what the machine has that nobody can guess.
 
 use chacha20::{
     ChaCha20Rng,
     rand_core::{Rng, SeedableRng},
 };
 
-/// The generator. Its bytes are never repeated, so no two VMs get the same.
+/// The generator. Its bytes are never repeated, so no two who ask get the same.
 pub struct Random(ChaCha20Rng);
 
 impl Random {

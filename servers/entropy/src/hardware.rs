@@ -1,7 +1,7 @@
 //! What the machine has that nobody can guess.
 
+use crate::Random;
 use core::arch::x86_64::{__cpuid, _rdrand64_step};
-use loader::random::Random;
 use server_runtime::clock::rdtsc;
 
 /// Bit of RDRAND in ECX of leaf 1 (Intel SDM vol. 2, CPUID).
@@ -13,14 +13,17 @@ const ATTEMPTS: usize = 10;
 /// Samples of the clock: their low bits differ with what caches and interrupts did.
 const SAMPLES: usize = 64;
 
-/// A generator keyed with hardware random numbers, the clock and the time of day.
-pub fn random(wall_clock: u64) -> Random {
+/// A generator keyed with hardware random numbers, the clock, and whatever else the caller knows. Says so in the log if the processor has no
+/// random numbers: what comes out can be guessed then.
+pub fn random(other: u64) -> Random {
     let hardware: [Option<u64>; WORDS] = core::array::from_fn(|_| hardware_word());
     if hardware.iter().any(Option::is_none) {
-        crate::warn("the processor has no random numbers: seeds of VMs come from the clock alone and can be guessed");
+        server_runtime::log!(
+            "warning: the processor has no random numbers: keys and seeds come from the clock alone and can be guessed"
+        );
     }
     let clock = (0..SAMPLES).map(|_| rdtsc());
-    Random::new(hardware.into_iter().flatten().chain(clock).chain([wall_clock]))
+    Random::new(hardware.into_iter().flatten().chain(clock).chain([other]))
 }
 
 /// A random number of the processor's; `None` if it has none to give.

@@ -1,0 +1,308 @@
+//! Who gives memory back: WSClock (Carr and Hennessy 1981), as the original had it.
+//!
+//! The hand goes round the VMs that are in memory, VM by VM, so that what leaves together lay together. A page that was used since the hand last
+//! came by gets its VM's *virtual time*, the processor time the VM has used; one that was not, and whose time stamp is older than a
+//! window, is not in the working set and leaves. A VM that did nothing at all for a whole lap leaves whole ([`super::suspend`]), which makes
+//! an idle VM cheap and its return one sequential read. If a lap frees nothing, the window is halved; if it has no length and a lap still frees nothing
+//! while VMs wait, one VM is made to give up all it has: with more working sets than memory, some must wait (the paper's gatekeeper).
+
+use super::{Pager, pages, writing::Freed};
+use crate::{
+    frames::Frame,
+    machine::Machine,
+    record::{LEAVING, MOVING, State},
+    space,
+};
+use alloc::vec::Vec;
+use protocol::{
+    domain::Usage,
+    memory::{PageState, SCAN_PAGES, Scan},
+};
+
+/// Nanoseconds of a tick of virtual time, as a power of two: about a millisecond.
+pub const TICK: u32 = 20;
+/// Ticks for which an unused page stays in the working set, if memory allows.
+const WINDOW: u32 = 100;
+/// Frames of a VM that one visit looks at.
+const LOOK: u32 = 1024;
+/// Visits between other work.
+const VISITS: u32 = 16;
+/// Nanoseconds between two VMs that are made to give up all they have, so that each can do something with its memory before it is its turn.
+const TURN: u64 = 200_000_000;
+/// Laps in which a VM must do nothing before it leaves whole.
+const QUIET: u8 = 1;
+
+/// A VM's virtual time, in ticks.
+pub(super) fn virtual_time(usage: &Usage) -> u32 {
+    (usage.cpu_time >> TICK) as u32
+}
+
+/// The hand, and how much memory is to be free.
+#[derive(Debug)]
+pub(super) struct Clock {
+    /// Place + 1 of the VM at which the hand is; 0: there is none.
+    hand: u32,
+    /// VMs in the ring, and those of them that were visited in this lap.
+    length: u32,
+    visited: u32,
+    /// Where in a VM with many frames the hand is.
+    cursor: Option<Frame>,
+    /// The window, in ticks.
+    window: u32,
+    /// Frames freed in this lap, and laps in a row that freed none with a window of no length.
+    freed: u32,
+    fruitless: u32,
+    /// When a VM may be made to give up all it has.
+    next_turn: u64,
+    /// Nothing can be freed until something happens.
+    blocked: bool,
+    /// The first VM that waits for a frame or a slot cannot be served until something happens.
+    pub retry_blocked: bool,
+    /// VMs being destroyed that were found in the middle of reads and writes, one after the other.
+    pub dying_blocked: usize,
+    low: u32,
+    high: u32,
+    floor: u32,
+}
+
+impl Clock {
+    /// For a pool of so many frames.
+    pub fn new(frames: u32) -> Clock {
+        let low = (frames / 32).clamp(24, 4096);
+        Clock {
+            hand: 0,
+            length: 0,
+            visited: 0,
+            cursor: None,
+            window: WINDOW,
+            freed: 0,
+            fruitless: 0,
+            next_turn: 0,
+            blocked: false,
+            retry_blocked: false,
+            dying_blocked: 0,
+            low,
+            high: low + low / 2,
+            floor: (low / 4).max(8),
+        }
+    }
+
+    /// With fewer free frames memory is taken back.
+    pub const fn low(&self) -> u32 {
+        self.low
+    }
+
+    /// Free frames that a fault leaves for what must go on: page tables, page maps, VMs that have begun to come back.
+    pub const fn floor(&self) -> u32 {
+        self.floor
+    }
+
+    /// Something happened: there may be something to free.
+    pub fn unblock(&mut self) {
+        (self.blocked, self.retry_blocked, self.dying_blocked) = (false, false, 0);
+    }
+}
+
+impl Pager<'_> {
+    /// Puts a VM into the ring, before the hand: it is visited last.
+    pub(super) fn enter_ring(&mut self, place: u32) {
+        let link = place + 1;
+        let hand = self.clock.hand;
+        let before = hand.checked_sub(1).and_then(|hand| self.vms.get(hand)).map_or(link, |vm| vm.ring[0]);
+        let after = if hand == 0 { link } else { hand };
+        if let Some(vm) = self.vms.get_mut(place) {
+            vm.ring = [before, after];
+            vm.quiet = 0;
+        }
+        if hand == 0 {
+            self.clock.hand = link;
+        } else {
+            if let Some(vm) = self.vms.get_mut(before - 1) {
+                vm.ring[1] = link;
+            }
+            if let Some(vm) = self.vms.get_mut(after - 1) {
+                vm.ring[0] = link;
+            }
+        }
+        self.clock.length += 1;
+    }
+
+    /// Takes a VM out of the ring, if it is in it.
+    pub(super) fn leave_ring(&mut self, place: u32) {
+        let Some([before, after]) = self.vms.get(place).map(|vm| vm.ring).filter(|[before, _]| *before != 0) else {
+            return;
+        };
+        if let Some(vm) = self.vms.get_mut(before - 1) {
+            vm.ring[1] = after;
+        }
+        if let Some(vm) = self.vms.get_mut(after - 1) {
+            vm.ring[0] = before;
+        }
+        if let Some(vm) = self.vms.get_mut(place) {
+            vm.ring = [0; 2];
+        }
+        if self.clock.hand == place + 1 {
+            self.clock.hand = if after == place + 1 { 0 } else { after };
+            self.clock.cursor = None;
+        }
+        self.clock.length -= 1;
+    }
+
+    /// Frames that are free, or will be when writes that are under way are over.
+    fn coming(&self) -> u32 {
+        self.frames.free() + self.underway.freeing
+    }
+
+    /// Frames that are to be free.
+    fn wanted_free(&self) -> u32 {
+        let waits = !self.stalled.is_empty() || !self.waiting.is_empty();
+        let base = if waits { self.clock.high } else { self.clock.low };
+        base.max(self.gate_needs())
+    }
+
+    fn somebody_waits(&self) -> bool {
+        !(self.stalled.is_empty() && self.gate.is_empty() && self.waiting.is_empty())
+    }
+
+    /// When a VM is to be made to give up all it has, because others wait and nothing else helps.
+    pub(super) fn next_turn(&self) -> Option<u64> {
+        (self.clock.blocked && self.clock.fruitless > 0 && self.somebody_waits()).then_some(self.clock.next_turn)
+    }
+
+    /// Whether memory is to be taken back, and can be now.
+    pub(super) fn reclaims(&self) -> bool {
+        self.has_swap() && !self.clock.blocked && self.clock.length > 0 && self.coming() < self.wanted_free()
+    }
+
+    /// Takes memory back, a bounded number of visits.
+    pub(super) fn reclaim(&mut self, machine: &mut impl Machine) {
+        let target = self.wanted_free().max(self.clock.high);
+        for _ in 0..VISITS {
+            let Some(place) = self.clock.hand.checked_sub(1) else { break };
+            if self.coming() >= target {
+                break;
+            }
+            let now = machine.now();
+            let force = self.clock.fruitless > 0 && now >= self.clock.next_turn;
+            let freed = self.visit(machine, place, force);
+            self.clock.freed += freed.frames;
+            if freed.blocked {
+                // It goes on when a write is over.
+                self.clock.blocked = self.underway.count() > 0 || self.underway.moves() > 0;
+                if self.clock.blocked {
+                    break;
+                }
+            }
+            if self.clock.cursor.is_some() && self.clock.hand == place + 1 {
+                continue;
+            }
+            self.advance(place);
+            if force && freed.frames > 0 {
+                // One VM has given up what it had.
+                (self.clock.fruitless, self.clock.next_turn) = (0, now + TURN);
+            }
+        }
+    }
+
+    /// Moves the hand on from a VM, and ends the lap if it was the last.
+    fn advance(&mut self, place: u32) {
+        self.clock.cursor = None;
+        if self.clock.hand == place + 1 {
+            self.clock.hand = self.vms.get(place).map_or(0, |vm| vm.ring[1]);
+        }
+        self.clock.visited += 1;
+        if self.clock.visited < self.clock.length {
+            return;
+        }
+        let fruitless = core::mem::take(&mut self.clock.freed) == 0;
+        self.clock.visited = 0;
+        if !fruitless {
+            self.clock.fruitless = 0;
+            self.clock.window = (self.clock.window * 2).clamp(1, WINDOW);
+        } else if self.clock.window > 0 {
+            self.clock.window /= 2;
+        } else {
+            self.clock.fruitless += 1;
+            // Nobody waits, or it is nobody's turn to give up all it has, or even by force nothing was freed.
+            self.clock.blocked = !self.somebody_waits() || self.clock.fruitless > 1;
+        }
+    }
+
+    /// The hand comes by a VM. `force`: all that it has is to go.
+    fn visit(&mut self, machine: &mut impl Machine, place: u32, force: bool) -> Freed {
+        let none = Freed::default();
+        let Some(vm) = self.vms.get_mut(place) else { return none };
+        let Some(at) = vm.at().filter(|_| !vm.is(MOVING | LEAVING)) else { return none };
+        let Ok(usage) = machine.usage(at) else { return none };
+        let switches = usage.switches as u32;
+        let did_nothing = usage.state != 1 && vm.seen == switches;
+        vm.quiet = if did_nothing { vm.quiet.saturating_add(1) } else { 0 };
+        vm.seen = switches;
+        let quiet = vm.quiet >= QUIET;
+        let whole = vm.state() == State::Running && vm.under_way == 0 && self.clock.cursor.is_none();
+        let at_rest = quiet && usage.state == 2 && vm.fault().is_none();
+        if whole && (at_rest || (force && self.stalled.front() != Some(&place))) {
+            match self.suspend(machine, place, force) {
+                super::suspend::Begun::Yes(frames) => return Freed { frames, blocked: false },
+                super::suspend::Begun::Blocked => return Freed { frames: 0, blocked: true },
+                super::suspend::Begun::No => {}
+            }
+        }
+        let from = self.clock.cursor.filter(|frame| self.frames.belongs(*frame, place));
+        let (resident, next) = self.resident(place, from, LOOK);
+        self.clock.cursor = next;
+        let time = virtual_time(&usage);
+        // What did nothing for a lap has no virtual time that passes; its unused pages are old all the same.
+        let window = if force || quiet { 0 } else { self.clock.window };
+        let old = self.old(machine, place, &resident.pages, (time, window), force);
+        let mut freed = none;
+        let mut rest = old.as_slice();
+        while !rest.is_empty() && !freed.blocked {
+            let (run, after) = rest.split_at(pages::run_of(rest));
+            rest = after;
+            let run = self.evict(machine, place, run);
+            freed.frames += run.frames;
+            freed.blocked = run.blocked;
+        }
+        freed
+    }
+
+    /// Those of a VM's pages that are not in its working set. The others are stamped.
+    fn old(
+        &mut self,
+        machine: &mut impl Machine,
+        place: u32,
+        pages: &[(u32, Frame)],
+        (time, window): (u32, u32),
+        force: bool,
+    ) -> Vec<(u32, Frame)> {
+        let mut old = Vec::new();
+        let Some(vm) = self.vms.get(place) else { return old };
+        let Some(at) = vm.at() else { return old };
+        let waited_for = vm.fault().map(|(page, _)| page);
+        let mut states = [0; SCAN_PAGES];
+        let mut rest = pages;
+        while let Some((first, _)) = rest.first() {
+            let count = rest.iter().take_while(|(page, _)| page - first < SCAN_PAGES as u32).count();
+            let (here, after) = rest.split_at(count);
+            rest = after;
+            let span = here.last().map_or(0, |(last, _)| (last - first + 1) as usize);
+            let Some(states) = states.get_mut(..span) else { continue };
+            if machine.scan(at, space::address(*first), states, Scan::CLEAR_ACCESSED).is_err() {
+                continue;
+            }
+            for (page, frame) in here {
+                let used = states.get((page - first) as usize).is_some_and(|s| s & PageState::ACCESSED.bits() != 0);
+                if used {
+                    self.frames.set_stamp(*frame, time);
+                }
+                let age = time.wrapping_sub(self.frames.stamp(*frame));
+                let is_old = force || (!used && (window == 0 || age >= window));
+                if is_old && !self.frames.is_busy(*frame) && waited_for != Some(*page) {
+                    old.push((*page, *frame));
+                }
+            }
+        }
+        old
+    }
+}

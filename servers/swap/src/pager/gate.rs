@@ -1,0 +1,147 @@
+//! The gatekeeper: which VMs may be in memory.
+//!
+//! A suspended VM that is wanted, because a server asked for it or its deadline has come, stands in a queue, and is let in when so many frames are
+//! free that it can do something with them: first come, first served. While VMs wait here memory is taken back for the first of them. A VM in memory that waits for
+//! a frame or a slot stands in a queue of its own, likewise in order. If VMs that run have all memory and nothing of it can be spared, one after the other
+//! is made to leave and stands in this queue too: so everybody gets its turn.
+
+use super::{Pager, suspend::MOVES_MAX};
+use crate::{
+    machine::Machine,
+    record::{AT_GATE, LEAVING, MOVING, STALLED, State, WANTED},
+    suspended::SEGMENT_CHUNKS,
+};
+use core::cmp::Reverse;
+
+/// Frames that a VM gets on top of what it brings along: page tables, control block, and the first pages that it touches.
+const FRAMES: u32 = 10;
+
+impl Pager<'_> {
+    /// A suspended VM is wanted.
+    pub(super) fn want(&mut self, place: u32) {
+        let Some(vm) = self.vms.get_mut(place) else { return };
+        vm.set(WANTED, true);
+        if vm.state() == State::Suspended && !vm.is(LEAVING) && !vm.is(MOVING) && !vm.set(AT_GATE, true) {
+            self.gate.push_back(place);
+        }
+    }
+
+    /// Frames that must be free for the first in the queue.
+    pub(super) fn gate_needs(&self) -> u32 {
+        let first = self.gate.front().and_then(|place| self.vms.get(*place));
+        let chunks = |vm: &crate::record::VmRecord| {
+            (u32::from(vm.segments).saturating_sub(1)) * SEGMENT_CHUNKS + u32::from(vm.last)
+        };
+        first.map_or(0, |vm| chunks(vm) + FRAMES + self.clock.floor())
+    }
+
+    /// Whether the first in the queue may come in now.
+    fn is_open(&self) -> bool {
+        !self.gate.is_empty() && self.underway.moves() < MOVES_MAX && self.frames.free() >= self.gate_needs()
+    }
+
+    /// Lets VMs in; whether any was.
+    fn admit(&mut self, machine: &mut impl Machine) -> bool {
+        if !self.is_open() {
+            return false;
+        }
+        let Some(place) = self.gate.pop_front() else { return false };
+        let Some(vm) = self.vms.get_mut(place) else { return true };
+        vm.set(AT_GATE, false);
+        if vm.state() == State::Suspended && !vm.is(LEAVING) && !vm.is(MOVING) {
+            self.resume(machine, place);
+        }
+        true
+    }
+
+    /// Wakes VMs whose deadline has come.
+    fn wake(&mut self, now: u64) {
+        while let Some(Reverse((time, place))) = self.wakes.peek().copied().filter(|Reverse((time, _))| *time <= now) {
+            self.wakes.pop();
+            let due = self.vms.get(place).is_some_and(|vm| vm.state() == State::Suspended && vm.wake == time);
+            if due {
+                self.want(place);
+            }
+        }
+    }
+
+    /// A VM waits for a frame or a slot.
+    pub(super) fn stall(&mut self, place: u32) {
+        if let Some(vm) = self.vms.get_mut(place)
+            && !vm.set(STALLED, true)
+        {
+            self.stalled.push_back(place);
+        }
+    }
+
+    /// Whether the first that waits for a frame or a slot may try again.
+    fn can_retry(&self) -> bool {
+        !self.stalled.is_empty() && self.frames.free() > self.clock.floor()
+    }
+
+    /// Lets VMs that waited for a frame or a slot try again, until one has to wait once more.
+    fn retry(&mut self, machine: &mut impl Machine) {
+        for _ in 0..self.stalled.len() {
+            if !self.can_retry() || self.clock.retry_blocked {
+                break;
+            }
+            let Some(place) = self.stalled.pop_front() else { break };
+            let Some(vm) = self.vms.get_mut(place) else { continue };
+            vm.set(STALLED, false);
+            let running = vm.state() == State::Running;
+            if running && vm.fault().is_some() && !vm.is(MOVING) {
+                self.retry_fault(machine, place);
+            }
+            let again = self.vms.get_mut(place).is_some_and(|vm| vm.is(STALLED));
+            if again {
+                // It was put behind the others: it was the first.
+                self.stalled.pop_back();
+                self.stalled.push_front(place);
+                self.clock.retry_blocked = true;
+                break;
+            }
+            self.notify(place);
+        }
+    }
+
+    /// Whether [`Pager::work`] has something to do now.
+    pub fn has_work(&self) -> bool {
+        let dying = self.clock.dying_blocked < self.dying.len();
+        let refuse = !self.waiting.is_empty() && !self.gives_back();
+        let retry = self.can_retry() && !self.clock.retry_blocked;
+        dying || refuse || retry || !self.leaving.is_empty() || self.reclaims() || self.is_open()
+    }
+
+    /// Goes on with what takes long, by a bounded step.
+    pub fn work(&mut self, machine: &mut impl Machine) {
+        let now = machine.now();
+        self.wake(now);
+        if self.next_turn().is_some_and(|turn| turn <= now) {
+            self.clock.unblock();
+        }
+        if self.work_dying(machine) | self.work_leaving(machine) {
+            self.clock.unblock();
+        }
+        // Segments that waited for slots.
+        for place in self.underway.places() {
+            self.go_on_leaving(machine, place);
+            self.go_on_arriving(machine, place);
+        }
+        if self.reclaims() {
+            self.reclaim(machine);
+        }
+        while self.admit(machine) {}
+        self.retry(machine);
+        self.retry_creation(machine);
+    }
+
+    /// A creation that waited tries again: there may be memory now; if there still is not, it waits behind the others, or is refused if nothing more
+    /// will come.
+    fn retry_creation(&mut self, machine: &mut impl Machine) {
+        if let Some(creation) = self.waiting.pop_front()
+            && let Some(response) = self.create_or_wait(machine, creation)
+        {
+            self.answers.push_back((creation.lent, response));
+        }
+    }
+}

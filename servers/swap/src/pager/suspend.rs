@@ -1,0 +1,281 @@
+//! A whole VM leaves memory: its pages, its page tables, its control block. What it was lies in its region then, in one piece
+//! ([`crate::suspended`]), and in the 120 bytes of its record.
+//!
+//! 1. The VM is held, its state read, and its pages taken out of its page tables, so that nobody changes them any more: a server that wants to finds
+//!    them missing and asks for the VM.
+//! 2. The piece is written, segment by segment, the first one last.
+//! 3. If nobody has asked for the VM meanwhile, its record says that it is suspended. Only then is anything given up. Else, or if a write failed, it is
+//!    released as it was; its pages are all there.
+
+use super::{
+    Pager, pages,
+    underway::{Job, Leave, Move, Way},
+};
+use crate::{
+    crypt::Place,
+    decide,
+    frames::Frame,
+    machine::Machine,
+    map::Entry,
+    record::{LEAVING, MOVING, State, WANTED},
+    region::{self, UNIT_BLOCKS},
+    space,
+    suspended::{self, CHUNK, Header, SEGMENT_CHUNKS},
+};
+use alloc::{boxed::Box, vec, vec::Vec};
+use core::cmp::Reverse;
+use protocol::{
+    abi::NEVER,
+    domain::{Control, SavedDomain},
+    memory::{PageState, Scan},
+    service::{
+        VmRef,
+        block_driver::{Operation, Status},
+    },
+};
+
+/// VMs on their way at once.
+pub(super) const MOVES_MAX: usize = 64;
+/// Frames of a VM that is suspended: more than this and it is not looked at whole.
+const LOOK: u32 = 512;
+/// Laps after which a VM whose suspension failed is tried again.
+const FAILURES_MAX: u8 = 3;
+
+/// Whether a suspension has begun.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Begun {
+    /// It has, and will free so many frames.
+    Yes(u32),
+    /// There is no slot for it now.
+    Blocked,
+    /// This VM cannot be suspended as it is.
+    No,
+}
+
+impl Pager<'_> {
+    /// Begins to suspend a VM that idles; by `force` also one that runs or waits for a page: it will stand at the gate at once.
+    pub(super) fn suspend(&mut self, machine: &mut impl Machine, place: u32, force: bool) -> Begun {
+        let Some(vm) = self.vms.get(place) else { return Begun::No };
+        let (Some(at), frames, failures) = (vm.at(), vm.frames.len(), vm.failures) else { return Begun::No };
+        if frames > LOOK || failures >= FAILURES_MAX || vm.waiting != 0 {
+            return Begun::No;
+        }
+        let (resident, _) = self.resident(place, None, LOOK);
+        let too_many =
+            resident.pages.len() > suspended::PAGES_MAX as usize || resident.maps.len() > suspended::MAPS_MAX as usize;
+        let busy = resident.incoming || resident.pages.iter().any(|(_, frame)| self.frames.is_busy(*frame));
+        if too_many || busy {
+            return Begun::No;
+        }
+        if self.underway.moves() >= MOVES_MAX || !self.has_slot(machine, place) {
+            return Begun::Blocked;
+        }
+        if machine.control(at, Control::Hold, [0; 3]).is_err() {
+            return Begun::No;
+        }
+        let mut state = Box::new(SavedDomain::ZERO);
+        // With something pending it would come back at once.
+        let saved = machine.save(at, &mut state).is_ok();
+        if !saved || !(force || (state.pending == 0 && state.state == 2)) {
+            let _ = machine.control(at, Control::Release, [0; 3]);
+            return Begun::No;
+        }
+        let pages = self.take_out(machine, place, at, &resident.pages);
+        let (count, maps) = (pages.len() as u32, resident.maps.len() as u32);
+        let segments = suspended::segments(count, maps);
+        let counter = self.next_counters(u64::from(segments));
+        if let Some(vm) = self.vms.get_mut(place) {
+            vm.set(MOVING, true);
+            vm.set(WANTED, false);
+            // What it waits for it asks for again when it is back.
+            vm.set_fault(None);
+        }
+        let tags = vec![[0; 16]; segments as usize];
+        let leave = Leave {
+            state,
+            pages,
+            maps: resident.maps,
+            segments,
+            left: segments,
+            writing: 0,
+            counter,
+            tags,
+            failed: None,
+        };
+        self.underway.freeing += frames;
+        self.write_segments(machine, place, leave);
+        Begun::Yes(frames)
+    }
+
+    /// Whether the disk of the first segment has a slot.
+    fn has_slot(&self, machine: &mut impl Machine, place: u32) -> bool {
+        let Some((disk, _)) = self.segment_place(place, 0) else { return false };
+        let slot = machine.take_slot(disk);
+        if let Some(slot) = slot {
+            machine.give_slot(disk, slot);
+        }
+        slot.is_some()
+    }
+
+    /// Disk and block of a segment.
+    pub(super) fn segment_place(&self, place: u32, segment: u32) -> Option<(u32, u64)> {
+        let vm = self.vms.get(place)?;
+        let unit = region::page_units(vm.space()) + segment;
+        Some(self.stripes.place(vm.region.checked_sub(1)?, u64::from(unit) * u64::from(UNIT_BLOCKS)))
+    }
+
+    /// Takes the pages of a held VM out of its page tables; those that must go into the piece. What the region holds of pages that were written is void
+    /// first. Pages of zeros that the VM would get again are not kept.
+    fn take_out(
+        &mut self,
+        machine: &mut impl Machine,
+        place: u32,
+        at: VmRef,
+        pages: &[(u32, Frame)],
+    ) -> Vec<(u32, Frame)> {
+        let mut kept = Vec::with_capacity(pages.len());
+        let mut rest = pages;
+        while !rest.is_empty() {
+            let (run, after) = rest.split_at(pages::run_of(rest));
+            rest = after;
+            let Some((first, _)) = run.first() else { continue };
+            let mut states = [0; UNIT_BLOCKS as usize];
+            let mut entries = pages::Entries::default();
+            let (Some(states), Some(entries)) = (states.get_mut(..run.len()), entries.get_mut(..run.len())) else {
+                continue;
+            };
+            self.read_entries(machine, place, *first, entries);
+            let _ = machine.scan(at, space::address(*first), states, Scan::empty());
+            for ((page, entry), state) in (*first..).zip(entries.iter()).zip(states.iter()) {
+                if entry.is_valid() && state & PageState::DIRTY.bits() != 0 {
+                    self.write_entries(machine, place, page, &[Entry::NONE]);
+                }
+            }
+            let _ = machine.scan(at, space::address(*first), states, Scan::UNMAP);
+            for (page, frame) in run {
+                let read = machine.read_frame(*frame, 0, &mut *self.page).is_ok();
+                let zeros = read && self.page.iter().all(|byte| *byte == 0);
+                let found = self.vms.get(place).and_then(|vm| self.image_of(vm)).and_then(|image| image.find(*page));
+                if !(zeros && decide::is_zero_by_itself(found)) {
+                    kept.push((*page, *frame));
+                }
+            }
+        }
+        kept
+    }
+
+    /// Puts up as many segments as there are slots for.
+    fn write_segments(&mut self, machine: &mut impl Machine, place: u32, mut leave: Leave) {
+        while leave.failed.is_none()
+            && let Some(segment) = leave.left.checked_sub(1)
+        {
+            let Some((disk, block)) = self.segment_place(place, segment) else { break };
+            let Some(slot) = machine.take_slot(disk) else { break };
+            let Some(chunks) = self.seal_segment(machine, place, segment, &mut leave) else {
+                machine.give_slot(disk, slot);
+                leave.failed = Some(Status::Failed);
+                break;
+            };
+            let bytes = self.segment.get(..chunks as usize * CHUNK).unwrap_or_default();
+            machine.fill_buffer(disk, slot, 0, bytes);
+            self.begin(disk, slot, Job::Out { place });
+            machine.submit(disk, slot, Operation::Write, block, chunks);
+            (leave.left, leave.writing) = (segment, leave.writing + 1);
+        }
+        let over = leave.writing == 0 && (leave.left == 0 || leave.failed.is_some());
+        if over {
+            self.suspended(machine, place, leave);
+        } else {
+            self.underway.add_move(Move { place, way: Way::Out(leave) });
+        }
+    }
+
+    /// Puts a segment together and seals it; its chunks. `None`: a frame could not be read.
+    fn seal_segment(&mut self, machine: &mut impl Machine, place: u32, segment: u32, leave: &mut Leave) -> Option<u32> {
+        let number = self.vms.get(place)?.number;
+        let (pages, maps) = (leave.pages.len() as u32, leave.maps.len() as u32);
+        let header = suspended::header_chunks(pages, maps);
+        let total = header + pages + maps;
+        let first = segment * SEGMENT_CHUNKS;
+        let chunks = SEGMENT_CHUNKS.min(total - first);
+        let bytes = self.segment.get_mut(..chunks as usize * CHUNK)?;
+        if segment == 0 {
+            let numbers = |list: &[(u32, Frame)]| list.iter().map(|(number, _)| *number).collect();
+            let tags = leave.tags.get(1..)?.to_vec();
+            let (pages, maps) = (numbers(&leave.pages), numbers(&leave.maps));
+            Header { pages, maps, tags, state: leave.state.clone() }.encode(bytes)?;
+        }
+        for (chunk, to) in (first..).zip(bytes.chunks_exact_mut(CHUNK)).filter(|(chunk, _)| *chunk >= header) {
+            let index = (chunk - header) as usize;
+            let (_, frame) = match index.checked_sub(leave.maps.len()) {
+                None => leave.maps.get(index)?,
+                Some(index) => leave.pages.get(index)?,
+            };
+            machine.read_frame(*frame, 0, to).ok()?;
+        }
+        let tag = self.cipher.seal(leave.counter + u64::from(segment), Place::Segment(number, segment), bytes);
+        *leave.tags.get_mut(segment as usize)? = tag;
+        Some(chunks)
+    }
+
+    /// A segment was written, or not.
+    pub(super) fn segment_written(&mut self, machine: &mut impl Machine, place: u32, status: Status) {
+        let Some(Move { way: Way::Out(mut leave), .. }) = self.underway.take_move(place) else { return };
+        leave.writing -= 1;
+        if status != Status::Ok {
+            leave.failed = Some(status);
+        }
+        self.kept.page_outs += u64::from(status == Status::Ok);
+        self.write_segments(machine, place, leave);
+    }
+
+    /// Goes on with VMs on their way out that waited for slots.
+    pub(super) fn go_on_leaving(&mut self, machine: &mut impl Machine, place: u32) {
+        match self.underway.take_move(place) {
+            Some(Move { way: Way::Out(leave), .. }) => self.write_segments(machine, place, leave),
+            Some(other) => self.underway.add_move(other),
+            None => {}
+        }
+    }
+
+    /// All of it is written, or it failed: the VM is gone, or goes on.
+    fn suspended(&mut self, machine: &mut impl Machine, place: u32, leave: Leave) {
+        let Some(vm) = self.vms.get_mut(place) else { return };
+        let frames = vm.frames.len();
+        self.underway.freeing = self.underway.freeing.saturating_sub(frames);
+        vm.set(MOVING, false);
+        let wanted = vm.set(WANTED, false) || vm.waiting != 0;
+        let (Some(at), failures) = (vm.at(), vm.failures) else { return };
+        let mut now = Box::new(SavedDomain::ZERO);
+        let changed = machine.save(at, &mut now).is_err() || now.pending != leave.state.pending;
+        let total = suspended::header_chunks(leave.pages.len() as u32, leave.maps.len() as u32)
+            + (leave.pages.len() + leave.maps.len()) as u32;
+        if wanted || changed || leave.failed.is_some() {
+            if let Some(vm) = self.vms.get_mut(place) {
+                vm.failures = if leave.failed.is_some() { failures.saturating_add(1) } else { 0 };
+                vm.quiet = 0;
+            }
+            if machine.control(at, Control::Release, [0; 3]).is_err() {
+                return self.stop(place, super::fault::REFUSED);
+            }
+            return self.notify(place);
+        }
+        self.leave_ring(place);
+        let Some(vm) = self.vms.get_mut(place) else { return };
+        (vm.counter, vm.tag) = (leave.counter, leave.tags.first().copied().unwrap_or_default());
+        vm.segments = leave.segments as u16;
+        vm.last = (total - (leave.segments - 1) * SEGMENT_CHUNKS) as u8;
+        vm.wake = leave.state.deadline.min(leave.state.clock);
+        (vm.failures, vm.quiet) = (0, 0);
+        vm.set(LEAVING, true);
+        vm.set_state(State::Suspended);
+        let runs = leave.state.state != 2 || leave.state.pending != 0;
+        vm.set(WANTED, runs);
+        let wake = vm.wake;
+        self.suspended += 1;
+        self.leaving.push_back(place);
+        if wake != NEVER {
+            self.wakes.push(Reverse((wake, place)));
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! Requests of disks that are under way, and VMs that are on their way out of memory or back.
+
+use super::{Pager, pages::Entries};
+use crate::{
+    crypt::TAG,
+    frames::Frame,
+    machine::{Completed, Machine},
+    region::UNIT_BLOCKS,
+    suspended::Header,
+};
+use alloc::{boxed::Box, vec::Vec};
+use protocol::{
+    domain::SavedDomain,
+    service::block_driver::{SLOTS, Status},
+};
+
+/// What a request of a disk is for. `place`: the VM's, whose `under_way` counts it.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Job {
+    /// Pages are read into frames that are [`crate::frames::Usage::Incoming`].
+    Read { place: u32, first: u32, count: u32, entries: Entries },
+    /// Pages are written out of frames that are busy.
+    Write { place: u32, first: u32, count: u32, frames: [Frame; UNIT_BLOCKS as usize], entries: Entries },
+    /// A segment of a VM that is being suspended is written.
+    Out { place: u32 },
+    /// A segment of a VM that is being resumed is read.
+    In { place: u32, segment: u32 },
+}
+
+impl Job {
+    const fn place(&self) -> u32 {
+        match self {
+            Job::Read { place, .. } | Job::Write { place, .. } | Job::Out { place } | Job::In { place, .. } => *place,
+        }
+    }
+}
+
+/// A VM on its way.
+#[derive(Debug)]
+pub(super) struct Move {
+    pub place: u32,
+    pub way: Way,
+}
+
+/// Which way.
+#[derive(Debug)]
+pub(super) enum Way {
+    Out(Leave),
+    In(Arrive),
+}
+
+/// A VM on its way out.
+#[derive(Debug)]
+pub(super) struct Leave {
+    pub state: Box<SavedDomain>,
+    pub pages: Vec<(u32, Frame)>,
+    pub maps: Vec<(u32, Frame)>,
+    pub segments: u32,
+    /// Segments that were not put up yet: the last ones first, the first one, which holds the others' tags, at last.
+    pub left: u32,
+    /// Segments that are being written.
+    pub writing: u32,
+    /// Number of the write of the first segment; the others follow.
+    pub counter: u64,
+    pub tags: Vec<[u8; TAG]>,
+    pub failed: Option<Status>,
+}
+
+/// A VM on its way back.
+#[derive(Debug)]
+pub(super) struct Arrive {
+    pub segments: u32,
+    /// Segments whose read was put up.
+    pub asked: u32,
+    /// Segments that were taken in.
+    pub taken: u32,
+    /// Those that were read and wait for their turn: disk, slot.
+    pub arrived: Vec<Option<(u32, u16, Status)>>,
+    pub header: Option<Header>,
+    /// Chunks of the header, and those taken in so far.
+    pub chunk: u32,
+    /// Pages taken in.
+    pub pages: Vec<(u32, Frame)>,
+}
+
+/// All of it.
+#[derive(Debug, Default)]
+pub(super) struct Underway {
+    jobs: Vec<Option<Job>>,
+    count: u32,
+    moves: Vec<Move>,
+    /// Frames that become free when the writes of them are over.
+    pub freeing: u32,
+}
+
+impl Underway {
+    /// Requests under way.
+    pub const fn count(&self) -> u32 {
+        self.count
+    }
+
+    /// VMs on their way.
+    pub fn moves(&self) -> usize {
+        self.moves.len()
+    }
+
+    /// Begins a move.
+    pub fn add_move(&mut self, new: Move) {
+        self.moves.push(new);
+    }
+
+    /// Takes a VM's move out; it is put back or over.
+    pub fn take_move(&mut self, place: u32) -> Option<Move> {
+        let index = self.moves.iter().position(|found| found.place == place)?;
+        Some(self.moves.swap_remove(index))
+    }
+
+    /// Gives a VM's move up. What is under way for it ends of itself.
+    pub fn forget_move(&mut self, machine: &mut impl Machine, place: u32) {
+        if let Some(Move { way: Way::In(arrive), .. }) = self.take_move(place) {
+            for (disk, slot, _) in arrive.arrived.into_iter().flatten() {
+                machine.give_slot(disk, slot);
+            }
+        }
+    }
+
+    /// The VMs on their way.
+    pub fn places(&self) -> Vec<u32> {
+        self.moves.iter().map(|found| found.place).collect()
+    }
+
+    fn index(disk: u32, slot: u16) -> usize {
+        disk as usize * SLOTS + usize::from(slot)
+    }
+
+    fn add(&mut self, disk: u32, slot: u16, job: Job) {
+        let index = Self::index(disk, slot);
+        if self.jobs.len() <= index {
+            self.jobs.resize(index + 1, None);
+        }
+        if let Some(place) = self.jobs.get_mut(index) {
+            *place = Some(job);
+            self.count += 1;
+        }
+    }
+
+    fn take(&mut self, disk: u32, slot: u16) -> Option<Job> {
+        let job = self.jobs.get_mut(Self::index(disk, slot))?.take()?;
+        self.count -= 1;
+        Some(job)
+    }
+}
+
+impl Pager<'_> {
+    /// Notes a request that is being put up.
+    pub(super) fn begin(&mut self, disk: u32, slot: u16, job: Job) {
+        if let Some(vm) = self.vms.get_mut(job.place()) {
+            vm.under_way += 1;
+        }
+        self.underway.add(disk, slot, job);
+    }
+
+    /// A request of a disk is over.
+    pub fn completed(&mut self, machine: &mut impl Machine, completed: Completed) {
+        let Completed { disk, slot, status } = completed;
+        let Some(job) = self.underway.take(disk, slot) else { return };
+        self.clock.unblock();
+        if let Some(vm) = self.vms.get_mut(job.place()) {
+            vm.under_way = vm.under_way.saturating_sub(1);
+        }
+        match job {
+            Job::Read { place, first, count, entries } => {
+                self.finish_read(machine, place, first, &entries[..count as usize], completed);
+                machine.give_slot(disk, slot);
+            }
+            Job::Write { place, first, count, frames, entries } => {
+                machine.give_slot(disk, slot);
+                let count = count as usize;
+                self.finish_write(machine, place, first, &frames[..count], &entries[..count], status);
+            }
+            Job::Out { place } => {
+                machine.give_slot(disk, slot);
+                self.segment_written(machine, place, status);
+            }
+            Job::In { place, segment } => self.segment_read(machine, place, segment, completed),
+        }
+    }
+
+    /// Requests of disks that are under way.
+    pub const fn under_way(&self) -> u32 {
+        self.underway.count()
+    }
+}

@@ -1,0 +1,302 @@
+//! With swap space: pages and whole VMs leave memory and come back.
+
+use super::*;
+use protocol::abi::NEVER;
+
+/// More VMs than memory: 160 frames for VMs of 64 pages.
+fn world() -> World {
+    World::new(160, &[2048, 2048])
+}
+
+/// Has every VM write all pages of its heap.
+fn write_all(world: &mut World, vms: u64) {
+    for page in 54..64 {
+        for vm in 1..=vms {
+            world.write(vm, page, (vm * 7) as u8 ^ page as u8).unwrap();
+        }
+    }
+}
+
+#[test]
+fn more_vms_than_memory_keep_what_they_wrote() {
+    let mut world = world();
+    let image = world.define();
+    for vm in 1..=20 {
+        world.create(vm, image, MEMORY).unwrap();
+    }
+    write_all(&mut world, 20);
+    for _ in 0..2 {
+        for vm in 1..=20 {
+            for page in 54..64 {
+                world.read(vm, page).unwrap();
+            }
+        }
+    }
+    let pool = world.pool();
+    assert!(pool["page_ins"] > 100 && pool["page_outs"] > 100, "{pool:?}");
+    for vm in 1..=20 {
+        assert_eq!(world.ask(Request::Destroy(vm)), Response::Done);
+    }
+    world.settle();
+    assert_eq!(world.ask(Request::DropImage(image)), Response::Done);
+    assert_eq!((world.pager().in_use(), world.pager().units_in_use()), ((0, 0), 0));
+    assert_eq!(world.model.taken_slots(), 0);
+}
+
+#[test]
+fn idle_vms_leave_whole_and_come_back_as_they_were() {
+    let mut world = world();
+    let image = world.define();
+    for vm in 1..=20 {
+        world.create(vm, image, MEMORY).unwrap();
+        world.write(vm, 60, vm as u8).unwrap();
+        world.act(vm, DATA + 0x200, Act::Write(9)).unwrap();
+        world.idle(vm, NEVER);
+        world.settle();
+    }
+    let suspended = world.pool()["suspended"];
+    assert!(suspended >= 5, "{suspended} are suspended");
+    assert_eq!(world.model.domains.len() as u64, 20 - suspended);
+    for vm in 1..=20 {
+        assert!(world.wake(vm));
+        let (_, domain) = world.model.find(vm).unwrap();
+        let windows = domain.parameters.windows;
+        assert_eq!((domain.register, domain.parameters.services), (vm * 3, [NIC, 0, 0]));
+        assert_eq!(windows[0].address, DATA & !4095);
+        world.read(vm, 60).unwrap();
+        world.act(vm, DATA + 0x200, Act::Read).unwrap();
+        world.act(vm, SPACE_BASE + 5, Act::Read).unwrap();
+        world.idle(vm, NEVER);
+    }
+}
+
+#[test]
+fn deadlines_wake_those_who_are_gone() {
+    let mut world = world();
+    world.tick = 0;
+    let image = world.define();
+    for vm in 1..=20 {
+        world.create(vm, image, MEMORY).unwrap();
+        for page in 56..62 {
+            world.write(vm, page, vm as u8).unwrap();
+        }
+        world.idle(vm, 1000 + vm);
+        world.settle();
+    }
+    let gone: Vec<u64> = (1..=20).filter(|vm| world.model.find(*vm).is_none()).collect();
+    assert!(gone.len() > 5);
+    assert_eq!(world.pager().next_deadline(), 1000 + gone[0]);
+    for vm in (1..=20).filter(|vm| !gone.contains(vm)) {
+        assert_eq!(world.ask(Request::Destroy(vm)), Response::Done);
+    }
+    world.settle();
+    for (index, vm) in gone.iter().enumerate().take(4) {
+        world.model.now = 1000 + vm;
+        world.settle();
+        for other in &gone {
+            let runs = world.model.find(*other).is_some_and(|(_, domain)| domain.state == DomainState::Runs);
+            assert_eq!(runs, gone[..=index].contains(other), "VM {other} at {}", world.model.now);
+        }
+    }
+}
+
+#[test]
+fn who_runs_all_the_time_makes_room_for_others_in_turn() {
+    let mut world = world();
+    let image = world.define();
+    for vm in 1..=20 {
+        world.create(vm, image, MEMORY).unwrap();
+        for page in 56..62 {
+            world.write(vm, page, vm as u8).unwrap();
+        }
+    }
+    // They never idle, and have no room together; but each of them is in memory again and again.
+    let mut seen = [0; 21];
+    for turn in 0..8000 {
+        for vm in 1..=20 {
+            if let Some((_, domain)) =
+                world.model.find(vm).filter(|(_, domain)| domain.state == DomainState::Runs && !domain.held)
+            {
+                domain.switches += 1;
+                domain.time += 1 << 20;
+                seen[vm as usize] += 1;
+            }
+        }
+        world.turn(turn, true);
+    }
+    assert!(seen[1..].iter().all(|seen| *seen > 100), "{seen:?}");
+}
+
+#[test]
+fn servers_reach_those_who_are_gone() {
+    let mut world = world();
+    let image = world.define();
+    for vm in 1..=20 {
+        world.create(vm, image, MEMORY).unwrap();
+        world.write(vm, 59, vm as u8).unwrap();
+        world.idle(vm, NEVER);
+        world.settle();
+    }
+    for round in 0..3 {
+        for vm in 1..=20 {
+            assert!(world.deliver(vm, 55 + round, (vm + 100) as u8));
+        }
+    }
+    let brought = world.ask_as(SWITCH, Request::Brought);
+    assert!(matches!(brought, Some(Response::Brought(vms)) if !vms.is_empty()));
+    for vm in 1..=20 {
+        for page in 55..60 {
+            world.act(vm, space::address(page) + 8, Act::Read).unwrap();
+            world.read(vm, page).unwrap();
+        }
+    }
+}
+
+#[test]
+fn swap_space_is_promised_whole() {
+    let mut world = World::new(300, &[300]);
+    let image = world.define();
+    let mut vms = 0;
+    let refused = loop {
+        match world.create(vms + 1, image, MEMORY) {
+            Ok(_) => vms += 1,
+            Err(refusal) => break refusal,
+        }
+    };
+    assert_eq!(refused, Response::OutOfSwap);
+    // 300 blocks are 18 units; a region of 64 pages has 4 for them and 5 for the VM suspended.
+    assert_eq!(vms, 2);
+    assert_eq!(world.ask(Request::Destroy(1)), Response::Done);
+    assert!(world.create(3, image, MEMORY).is_ok());
+}
+
+#[test]
+fn a_changed_disk_stops_only_the_vm_concerned() {
+    let mut world = world();
+    let image = world.define();
+    for vm in 1..=20 {
+        world.create(vm, image, MEMORY).unwrap();
+    }
+    write_all(&mut world, 20);
+    for vm in 1..=20 {
+        world.idle(vm, NEVER);
+    }
+    world.settle();
+    for disk in 0..2 {
+        // Every byte of one half of the disk.
+        let bytes = world.model.disk_bytes(disk);
+        let half = bytes.len() / 8;
+        bytes[..half].iter_mut().for_each(|byte| *byte ^= 0x40);
+    }
+    let mut alive = 0;
+    for vm in 1..=20 {
+        let lives = (54..64).all(|page| world.read(vm, page).is_some());
+        alive += u32::from(lives);
+        if !lives {
+            let Stop::Pager(reason) = &world.stopped[&vm] else { panic!("{:?}", world.stopped[&vm]) };
+            assert!(reason.contains("authentication failed"), "{reason}");
+        }
+    }
+    assert!((1..20).contains(&alive), "{alive} live");
+}
+
+#[test]
+fn an_older_page_is_not_taken_for_the_newer() {
+    let mut world = World::new(160, &[4096]);
+    let image = world.define();
+    for vm in 1..=20 {
+        world.create(vm, image, MEMORY).unwrap();
+    }
+    write_all(&mut world, 20);
+    let old = world.model.disk_bytes(0).clone();
+    for vm in 1..=20 {
+        for page in 54..64 {
+            world.write(vm, page, (vm * 11) as u8 ^ page as u8).unwrap();
+        }
+    }
+    *world.model.disk_bytes(0) = old;
+    let mut stopped = 0;
+    for vm in 1..=20 {
+        stopped += u32::from((54..64).any(|page| world.read(vm, page).is_none()));
+    }
+    // What they read was always the newest: `read` compares.
+    assert!(stopped > 0);
+}
+
+#[test]
+fn a_disk_that_fails_stops_vms_with_a_reason() {
+    let mut world = world();
+    let image = world.define();
+    for vm in 1..=20 {
+        world.create(vm, image, MEMORY).unwrap();
+    }
+    write_all(&mut world, 20);
+    // From here on nothing can be read or written.
+    for turn in 0..3000 {
+        let vm = turn % 20 + 1;
+        let state = world.model.find(vm).map(|(_, domain)| domain.state);
+        if state == Some(DomainState::Runs) {
+            let (at, domain) = world.model.find(vm).unwrap();
+            World::trap(domain, at, EventKind::PageFault, 0, space::address(54 + (turn % 10) as u32));
+        } else if state.is_none() && !world.stopped.contains_key(&vm) {
+            world.ask_as(SWITCH, Request::Bring { vm, address: SPACE_BASE, length: 8, write: false });
+        }
+        world.turn(turn as usize, false);
+    }
+    assert!(!world.stopped.is_empty());
+    for stop in world.stopped.values() {
+        let Stop::Pager(reason) = stop else { panic!("{stop:?}") };
+        assert!(reason.contains("input/output error"), "{reason}");
+    }
+    for vm in 1..=20 {
+        assert_eq!(world.ask(Request::Destroy(vm)), Response::Done);
+    }
+    world.settle();
+    assert_eq!((world.pager().in_use().1, world.pager().units_in_use()), (0, 0));
+}
+
+#[test]
+fn nothing_of_a_vm_can_be_read_on_the_disk() {
+    let mut world = world();
+    let image = world.define();
+    for vm in 1..=20 {
+        world.create(vm, image, MEMORY).unwrap();
+        for page in 54..64 {
+            for offset in 0..32 {
+                world
+                    .act(
+                        vm,
+                        space::address(page) + offset,
+                        Act::Write(b"the secret of a virtual machine!"[offset as usize]),
+                    )
+                    .unwrap();
+            }
+        }
+        world.idle(vm, NEVER);
+    }
+    world.settle();
+    assert!(world.pool()["page_outs"] > 0);
+    for disk in 0..2 {
+        let found = world.model.disk_bytes(disk).windows(16).any(|window| window == b"the secret of a ");
+        assert!(!found);
+    }
+}
+
+#[test]
+fn block_sizes_read_that_much_at_once() {
+    for block in [1, 4, 16] {
+        let mut world = World::new(160, &[2048]);
+        world.block = block;
+        world.bury();
+        let image = world.define();
+        for vm in 1..=12 {
+            world.create(vm, image, MEMORY).unwrap();
+        }
+        write_all(&mut world, 12);
+        for vm in 1..=12 {
+            for page in 54..64 {
+                world.read(vm, page).unwrap();
+            }
+        }
+    }
+}
