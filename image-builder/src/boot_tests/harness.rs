@@ -112,20 +112,6 @@ impl<'a> Context<'a> {
         self.start(&machine)
     }
 
-    /// Boots a system on disks that `prepare` has written to.
-    pub fn boot_prepared(
-        &mut self,
-        system: &System,
-        built: &Built,
-        prepare: impl FnOnce(&Context<'a>) -> Result<()>,
-    ) -> Result<()> {
-        self.reachable = ports::assign_free(system)?;
-        let mut machine = self.session.machine(system, built, ports::network(system, &self.reachable));
-        self.add_disks(system, &mut machine)?;
-        prepare(self)?;
-        self.start(&machine)
-    }
-
     /// Waits until the machine has switched itself off.
     pub fn off(&mut self, position: usize) -> Result<()> {
         let limit = self.deadline.saturating_duration_since(Instant::now());

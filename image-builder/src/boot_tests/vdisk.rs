@@ -13,6 +13,7 @@ use vdisk::store::BLOCK;
 use super::BootTest;
 use super::harness::Context;
 use crate::machine::http;
+use crate::machine::power::{Chance, Fate};
 use crate::machine::virtual_disks;
 
 pub(super) const TESTS: &[BootTest] = &[
@@ -30,9 +31,23 @@ pub(super) const TESTS: &[BootTest] = &[
         long: false,
         run: kill,
     },
+    BootTest {
+        name: "power-cut",
+        about: "the power is cut at random moments while journals write and disks are made: all that was answered is there, no other disk is harmed",
+        limit: Duration::from_secs(120),
+        long: false,
+        run: |context| power_cut(context, 8),
+    },
+    BootTest {
+        name: "power-cut-long",
+        about: "the same, many times",
+        limit: Duration::from_secs(1800),
+        long: true,
+        run: |context| power_cut(context, 200),
+    },
 ];
 
-pub(super) const SYSTEM: &str = "vdisk";
+const SYSTEM: &str = "vdisk";
 const JOURNALS: [&str; 3] = ["journal-1", "journal-2", "journal-3"];
 const SITES: [&str; 2] = ["site-1", "site-2"];
 /// The virtual disk of the web servers, and what is on it.
@@ -43,24 +58,24 @@ const LARGE: usize = 300_001;
 const KEYS: u64 = 40;
 
 /// A connection to a journal.
-pub(super) struct Client {
+struct Client {
     reader: BufReader<TcpStream>,
     vm: String,
     /// What was answered, by key; and the one value that was sent and not answered.
-    pub answered: BTreeMap<String, String>,
-    pub open: Option<(String, String)>,
+    answered: BTreeMap<String, String>,
+    open: Option<(String, String)>,
     /// Writes so far.
-    pub count: u64,
+    count: u64,
 }
 
 impl Client {
-    pub fn new(context: &Context<'_>, vm: &str) -> Result<Client> {
+    fn new(context: &mut Context<'_>, vm: &str) -> Result<Client> {
         let reader = BufReader::new(connect(context, vm)?);
         Ok(Client { reader, vm: vm.into(), answered: BTreeMap::new(), open: None, count: 0 })
     }
 
     /// Connects again, after a reboot, knowing what was answered before.
-    pub fn again(&mut self, context: &Context<'_>) -> Result<()> {
+    fn again(&mut self, context: &mut Context<'_>) -> Result<()> {
         self.reader = BufReader::new(connect(context, &self.vm)?);
         Ok(())
     }
@@ -74,7 +89,7 @@ impl Client {
     }
 
     /// Writes another value.
-    pub fn put(&mut self) -> Result<()> {
+    fn put(&mut self) -> Result<()> {
         self.count += 1;
         let key = format!("key{}", self.count * 7 % KEYS);
         let value = format!("{}-{}", self.count, "x".repeat((self.count * 131 % 900) as usize));
@@ -89,7 +104,7 @@ impl Client {
     }
 
     /// Checks all values that were answered. The one that was not may be there or not; from now on it is what it is found to be.
-    pub fn check(&mut self) -> Result<()> {
+    fn check(&mut self) -> Result<()> {
         let open = self.open.take();
         let keys: Vec<String> = self.answered.keys().chain(open.iter().map(|(key, _)| key)).cloned().collect();
         for key in keys {
@@ -115,7 +130,9 @@ impl Client {
 }
 
 /// Connects once the VM answers.
-fn connect(context: &Context<'_>, vm: &str) -> Result<TcpStream> {
+fn connect(context: &mut Context<'_>, vm: &str) -> Result<TcpStream> {
+    // QEMU would take a connection before, and try in vain for seconds.
+    context.line(0, &[&format!("vm {vm}|"), "keys, last record"])?;
     loop {
         let error = match context.connect(vm) {
             Ok(mut stream) => match probe(&mut stream) {
@@ -132,7 +149,7 @@ fn connect(context: &Context<'_>, vm: &str) -> Result<TcpStream> {
     }
 }
 
-/// Whether a journal is behind a connection: QEMU takes connections for VMs that are not up yet.
+/// Whether a journal is behind a connection.
 fn probe(stream: &mut TcpStream) -> Result<()> {
     stream.write_all(b"LAST\n").into_diagnostic()?;
     let mut answer = String::new();
@@ -141,7 +158,7 @@ fn probe(stream: &mut TcpStream) -> Result<()> {
 }
 
 /// Puts the site onto the disk of a machine that is not booted yet.
-pub(super) fn prepare(context: &Context<'_>) -> Result<()> {
+fn prepare(context: &Context<'_>) -> Result<()> {
     let folder = tempfile::tempdir().into_diagnostic()?;
     std::fs::create_dir(folder.path().join("files")).into_diagnostic()?;
     std::fs::write(folder.path().join("index.html"), FRONT).into_diagnostic()?;
@@ -185,7 +202,7 @@ fn on_host(disk: &Path) -> Result<Log> {
 
 fn vdisk(context: &mut Context<'_>) -> Result<()> {
     let (system, built) = context.build(Some(SYSTEM))?;
-    context.boot_prepared(&system, &built, prepare)?;
+    context.boot_changed(&system, &built, |context, _| prepare(context))?;
     let mut clients = JOURNALS.iter().map(|vm| Client::new(context, vm)).collect::<Result<Vec<_>>>()?;
     for client in &mut clients {
         for _ in 0..60 {
@@ -199,17 +216,8 @@ fn vdisk(context: &mut Context<'_>) -> Result<()> {
 
     let position = context.command("poweroff")?;
     context.off(position)?;
-    let folder = context.folder().to_path_buf();
-    let mut disks = virtual_disks::open(&context.image("disk"))?;
-    for client in &clients {
-        let file = folder.join(format!("{}.raw", client.vm));
-        let _ = std::fs::remove_file(&file);
-        virtual_disks::export(&mut disks, &format!("data-{}", client.vm), &file)?;
-        let log = on_host(&file)?;
-        if client.answered.iter().any(|(key, value)| log.get(key) != Some(value)) || log.last() != client.count {
-            return Err(miette!("the host does not find on the disk of `{}` what it has answered", client.vm));
-        }
-    }
+    check_on_host(context, &clients)?;
+    let disks = virtual_disks::open(&context.image("disk"))?;
     if disks.store().table.get("extra").is_none() || disks.store().table.get("gone").is_some() {
         return Err(miette!("the disks that the operator made and deleted are not so after a reboot"));
     }
@@ -262,7 +270,7 @@ fn commands(context: &mut Context<'_>) -> Result<()> {
 
 fn kill(context: &mut Context<'_>) -> Result<()> {
     let (system, built) = context.build(Some(SYSTEM))?;
-    context.boot_prepared(&system, &built, prepare)?;
+    context.boot_changed(&system, &built, |context, _| prepare(context))?;
     let mut clients = JOURNALS.iter().map(|vm| Client::new(context, vm)).collect::<Result<Vec<_>>>()?;
     let port = context.port_of(SITES[0])?;
     for round in 0..12 {
@@ -290,16 +298,81 @@ fn kill(context: &mut Context<'_>) -> Result<()> {
     }
     // And the host finds it all.
     context.running()?.cut();
-    let folder = context.folder().to_path_buf();
+    check_on_host(context, &clients)
+}
+
+/// The host finds on the disks all that was answered.
+fn check_on_host(context: &Context<'_>, clients: &[Client]) -> Result<()> {
     let mut disks = virtual_disks::open(&context.image("disk"))?;
-    for client in &clients {
-        let file = folder.join(format!("{}.raw", client.vm));
+    for client in clients {
+        let file = context.folder().join(format!("{}.raw", client.vm));
+        // That of an earlier run.
         let _ = std::fs::remove_file(&file);
         virtual_disks::export(&mut disks, &format!("data-{}", client.vm), &file)?;
         let log = on_host(&file)?;
-        if client.answered.iter().any(|(key, value)| log.get(key) != Some(value)) {
+        let is_there = |(key, value): (&String, &String)| {
+            let found = log.get(key);
+            found == Some(value)
+                || client.open.as_ref().is_some_and(|(other, open)| other == key && found == Some(open))
+        };
+        if !client.answered.iter().all(is_there) {
             return Err(miette!("the host does not find on the disk of `{}` what it has answered", client.vm));
         }
     }
     Ok(())
+}
+
+/// Cuts the power at a random moment of each of so many boots, while journals write and disks are made and deleted.
+fn power_cut(context: &mut Context<'_>, cuts: u64) -> Result<()> {
+    let (system, built) = context.build(Some(SYSTEM))?;
+    let mut chance = Chance(std::process::id().into());
+    let mut all = Fate::default();
+    let mut clients: Vec<Client> = Vec::new();
+    for cut in 1..=cuts {
+        context.boot_changed(&system, &built, |context, machine| {
+            if cut == 1 {
+                prepare(context)?;
+            }
+            context.volatile_disks(machine)
+        })?;
+        for (place, vm) in JOURNALS.iter().enumerate() {
+            match clients.get_mut(place) {
+                Some(client) => client.again(context)?,
+                None => clients.push(Client::new(context, vm)?),
+            }
+            clients[place].check().wrap_err_with(|| miette!("after {} cuts", cut - 1))?;
+        }
+        let fate = std::thread::scope(|scope| {
+            // Until the power is cut.
+            for client in &mut clients {
+                scope.spawn(move || while client.put().is_ok() {});
+            }
+            let end = Instant::now() + Duration::from_millis(50 + chance.next() % 600);
+            for number in 0.. {
+                // Tables of disks are written, too.
+                let name = number % 4;
+                let command = if chance.next() % 2 == 0 { "create" } else { "delete" };
+                let size = if command == "create" { " 128 KiB" } else { "" };
+                context.command(&format!("disk {command} extra{name}{size}"))?;
+                std::thread::sleep(Duration::from_millis(chance.next() % 40));
+                if Instant::now() >= end {
+                    break;
+                }
+            }
+            context.cut_power(chance.next())
+        })?;
+        (all.flushed, all.kept, all.lost) = (all.flushed + fate.flushed, all.kept + fate.kept, all.lost + fate.lost);
+        check_on_host(context, &clients).wrap_err_with(|| miette!("after {cut} cuts"))?;
+    }
+    if all.lost == 0 || clients.iter().any(|client| client.answered.is_empty()) {
+        return Err(miette!("nothing was lost ({all:?}): nothing was tested"));
+    }
+    // The disks that nobody wrote are as they were.
+    context.boot_built(&system, &built)?;
+    for client in &mut clients {
+        client.again(context)?;
+        client.check()?;
+    }
+    check_sites(context)?;
+    context.healthy()
 }
