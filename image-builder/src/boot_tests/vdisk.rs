@@ -36,7 +36,7 @@ pub(super) const TESTS: &[BootTest] = &[
         about: "the power is cut at random moments while journals write and disks are made: all that was answered is there, no other disk is harmed",
         limit: Duration::from_secs(120),
         long: false,
-        run: |context| power_cut(context, 8),
+        run: |context| power_cut(context, 20),
     },
     BootTest {
         name: "power-cut-long",
@@ -351,7 +351,7 @@ fn power_cut(context: &mut Context<'_>, cuts: u64) -> Result<()> {
             for number in 0.. {
                 // Tables of disks are written, too.
                 let name = number % 4;
-                let command = if chance.next() % 2 == 0 { "create" } else { "delete" };
+                let command = if chance.next().is_multiple_of(2) { "create" } else { "delete" };
                 let size = if command == "create" { " 128 KiB" } else { "" };
                 context.command(&format!("disk {command} extra{name}{size}"))?;
                 std::thread::sleep(Duration::from_millis(chance.next() % 40));

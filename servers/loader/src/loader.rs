@@ -230,13 +230,7 @@ impl<'a> Loader<'a> {
         Ok(())
     }
 
-    fn attach_nic(
-        peers: &mut impl Peers,
-        vm: &Vm,
-        guest: &Guest,
-        number: VmNumber,
-        at: VmRef,
-    ) -> Result<(), String> {
+    fn attach_nic(peers: &mut impl Peers, vm: &Vm, guest: &Guest, number: VmNumber, at: VmRef) -> Result<(), String> {
         if let Some((queue, length)) = guest.nic() {
             let request = switch::Request::Attach { vm: number, at, mac: vm.mac, address: vm.address, queue, length };
             match again(|| peers.switch(&request)) {
