@@ -29,7 +29,12 @@ const COUNT: usize = 20;
 const LIMIT: Duration = Duration::from_secs(180);
 
 fn run(session: &mut Session) -> Result<Vec<Measurement>> {
-    let system = session.load(&session.workspace.system("bench-disk"))?;
+    measure(session, "bench-disk")
+}
+
+/// Boots a system that measures all cases.
+pub(super) fn measure(session: &mut Session, name: &str) -> Result<Vec<Measurement>> {
+    let system = session.load(&session.workspace.system(name))?;
     let built = session.build(&system)?;
     let mut machine = session.machine(&system, &built, Network::None);
     machine.disks = session::disks(&system, &built.folder, Existing::Replace)?;
