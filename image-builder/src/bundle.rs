@@ -8,9 +8,9 @@ use protocol::manifest::Manifest;
 
 use crate::cpio;
 use crate::elf;
-use crate::system::System;
 use crate::system::problem::{Problem, Problems};
 use crate::system::types::Size;
+use crate::system::{System, disks};
 
 /// The programs of a bundle, as they were compiled.
 #[derive(Clone, Debug)]
@@ -112,6 +112,10 @@ impl Contents {
             let file = self.file(&plan.vm.image)?;
             Image::guest(file, plan.vm.memory).ok().map(|(_, memory)| memory)
         };
+        let swap = disks::swap_space(&system.disks);
+        if swap > 0 {
+            return self.swap_problem(system, swap, system.vms.iter().filter_map(memory));
+        }
         let vms = system.vms.iter().filter_map(memory).fold(0u64, u64::saturating_add);
         let servers: u64 = system.manifest.servers.iter().map(|server| server.memory).sum();
         let last = system.vms.last().filter(|_| servers.saturating_add(vms) > system.memory.0)?;
@@ -123,6 +127,15 @@ impl Contents {
         );
         let problem = system.source.problem(last.at.clone(), message);
         Some(problem.help("say `memory = \"...\"` under [machine], or make something smaller"))
+    }
+
+    /// Do all VMs get their regions of swap space?
+    fn swap_problem(&self, system: &System, swap: u64, memory: impl Iterator<Item = u64>) -> Option<Problem> {
+        let needed = memory.map(disks::region).fold(0u64, u64::saturating_add);
+        let last = system.vms.last().filter(|_| needed > swap)?;
+        let message = format!("the VMs need {} of swap space, and there are {}", Size(needed), Size(swap));
+        let problem = system.source.problem(last.at.clone(), message);
+        Some(problem.help("say `swap = \"...\"` under [[disk]], or make something smaller"))
     }
 }
 

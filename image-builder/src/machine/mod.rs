@@ -7,11 +7,13 @@
 //! * [`virtual_disks`], [`archive`]: what is in their partition for virtual disks.
 //! * [`power`]: what its disks hold after a power cut.
 //! * [`qmp`]: its control socket.
+//! * [`lan`]: a host on the VMs' own network, which reaches each by its address.
 //! * [`ports`]: which ports of the host lead to which VM.
 
 pub mod archive;
 pub mod disk;
 pub mod http;
+pub mod lan;
 pub mod ports;
 pub mod power;
 pub mod qemu;

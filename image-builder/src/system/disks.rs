@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use protocol::service::block_driver::Partition;
+use protocol::service::block_driver::{BLOCK, BUFFER, Partition};
+use swap::{region::Stripes, space::Space};
 use toml::Spanned;
 
 use super::file::DiskTable;
@@ -53,6 +54,18 @@ pub fn disks(tables: &[Spanned<DiskTable>], source: &Source) -> (Vec<DiskPlan>, 
         problems.push(source.problem(more.get_ref().name.span(), message));
     }
     (disks, problems)
+}
+
+/// Bytes of swap space that the pager makes of these disks: it stripes over all of them, so as much of each as the smallest has.
+pub fn swap_space(disks: &[DiskPlan]) -> u64 {
+    let swap = |disk: &DiskPlan| Some(disk.partitions.iter().find(|(kind, _)| *kind == Partition::Swap)?.1.0);
+    let blocks: Vec<u64> = disks.iter().filter_map(swap).map(|bytes| bytes / BLOCK as u64).collect();
+    u64::from(Stripes::new(&blocks).units) * BUFFER as u64
+}
+
+/// Bytes of swap space that a VM with so much memory is given when it is created.
+pub fn region(memory: u64) -> u64 {
+    Space::new(memory).map_or(0, |space| u64::from(swap::region::units(space)) * BUFFER as u64)
 }
 
 fn disk(table: &DiskTable, source: &Source, problems: &mut Vec<Problem>) -> DiskPlan {

@@ -119,7 +119,7 @@ impl System {
             },
         };
         if problems.is_empty() {
-            problems.extend(whole_system(&file, &manifest, &source));
+            problems.extend(whole_system(&file, &manifest, &disks, &source));
         }
         if !problems.is_empty() {
             return Err(fail(problems));
@@ -143,7 +143,7 @@ fn stem(path: &Path) -> String {
 }
 
 /// Rules about the system as a whole.
-fn whole_system(file: &SystemFile, manifest: &Manifest, source: &Source) -> Vec<Problem> {
+fn whole_system(file: &SystemFile, manifest: &Manifest, disks: &[DiskPlan], source: &Source) -> Vec<Problem> {
     let mut problems = Vec::new();
     if let Some(cpus) = file.machine.cpus.as_ref().filter(|cpus| !(1..=CPUS_MAX).contains(cpus.get_ref())) {
         let message = format!("a machine with {} processors is impossible here: 1 to {CPUS_MAX}", cpus.get_ref());
@@ -163,7 +163,10 @@ fn whole_system(file: &SystemFile, manifest: &Manifest, source: &Source) -> Vec<
     }
     let servers: u64 = manifest.servers.iter().map(|server| server.memory).sum();
     let machine = file.machine.memory.as_ref().map_or(MEMORY_DEFAULT, |memory| *memory.get_ref());
+    // With swap space VMs need not fit into memory; whether they fit there is known when their images are.
+    let swapped = disks::swap_space(disks) > 0;
     let vms = manifest.vms.iter().fold(0u64, |sum, vm| sum.saturating_add(vm.memory));
+    let vms = if swapped { 0 } else { vms };
     if servers.saturating_add(vms) > machine.0 {
         let at = match &file.machine.memory {
             Some(memory) => memory.span(),

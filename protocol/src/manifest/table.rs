@@ -65,7 +65,6 @@ mod tests {
     use super::*;
     use crate::manifest::{Disk, MANIFEST_VERSION};
     use proptest::prelude::*;
-    use std::format;
 
     fn vm() -> impl Strategy<Value = Vm> {
         let addresses = (any::<[u8; 6]>(), any::<[u8; 4]>());
@@ -86,7 +85,7 @@ mod tests {
     proptest! {
         #[test]
         fn says_what_the_manifest_says(vms in prop::collection::vec(vm(), 0..20), damage in prop::option::of((any::<prop::sample::Index>(), any::<u8>()))) {
-            let manifest = Manifest { version: MANIFEST_VERSION, name: format!("x"), vms, ..Manifest::default() };
+            let manifest = Manifest { version: MANIFEST_VERSION, name: "x".into(), vms, ..Manifest::default() };
             let mut bytes = postcard::to_allocvec(&manifest).unwrap();
             if let Some((index, value)) = damage {
                 let at = index.index(bytes.len());

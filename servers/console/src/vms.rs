@@ -172,7 +172,7 @@ mod tests {
         assert_eq!(vms.attach(8, AT, "b", 0), Err(Refusal::Full));
         assert_eq!(vms.attach(1 << 60, AT, "b", 0), Err(Refusal::Full));
         assert_eq!(vms.attach(6, AT, "b", 12), Err(Refusal::BadPage));
-        assert_eq!(vms.attach(6, AT, "b", u64::MAX & !0xfff), Err(Refusal::BadPage));
+        assert_eq!(vms.attach(6, AT, "b", !0xfff), Err(Refusal::BadPage));
         let next = 1 << PLACE_BITS | 7;
         vms.attach(next, AT, "c", 0x20_3000).unwrap();
         assert!(vms.get(7).is_none() && vms.detach(7).is_none() && vms.name(7).is_none());

@@ -99,7 +99,9 @@ pub struct VmRecord {
     pub frames: List,
     /// Its neighbours among those in memory (places + 1).
     pub ring: [u32; 2],
-    /// Its virtual time when the clock last came by, in units of [`crate::pager::clock::TICK`](crate::pager).
+    /// Since when it is in memory, in nanoseconds since kernel entry.
+    pub since: u64,
+    /// Times that it had been switched to when the clock last came by.
     pub seen: u32,
     /// The page that it waits for.
     pub fault_page: u32,
@@ -218,7 +220,7 @@ impl VmRecord {
 
     /// Forgets all that is made anew.
     pub fn forget(&mut self) {
-        (self.frames, self.ring, self.seen, self.faults) = (List::default(), [0; 2], 0, 0);
+        (self.frames, self.ring, self.since, self.seen, self.faults) = (List::default(), [0; 2], 0, 0, 0);
         (self.under_way, self.flags, self.waiting, self.failures, self.quiet) = (0, 0, 0, 0, 0);
         (self.idle_place, self.idle_faults) = (0, 0);
         self.set_fault(None);
@@ -226,7 +228,7 @@ impl VmRecord {
 }
 
 // What a VM costs in this server, however little of it is in memory: this, and for each frame it has 28 bytes of the frame table.
-const _: () = assert!(size_of::<VmRecord>() == 120);
+const _: () = assert!(size_of::<VmRecord>() == 128);
 
 /// Why a VM stopped: [`Stop`], without a heap.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -3,14 +3,15 @@
 //! The hand goes round the VMs that are in memory, VM by VM, so that what leaves together lay together. A page that was used since the hand last
 //! came by gets its VM's *virtual time*, the processor time the VM has used; one that was not, and whose time stamp is older than a
 //! window, is not in the working set and leaves. A VM that did nothing at all for a whole lap leaves whole ([`super::suspend`]), which makes
-//! an idle VM cheap and its return one sequential read. If a lap frees nothing, the window is halved; if it has no length and a lap still frees nothing
-//! while VMs wait, one VM is made to give up all it has: with more working sets than memory, some must wait (the paper's gatekeeper).
+//! an idle VM cheap and its return one sequential read. So does, while others wait, a VM of which nothing can be taken but its working set: with more
+//! working sets than memory some must wait (the paper's gatekeeper). Only if that is not possible either, with VMs too large to leave whole, the window
+//! is halved with each lap, and at last one VM after the other made to give up all its pages.
 
-use super::{Pager, pages, writing::Freed};
+use super::{Pager, pages, suspend::Begun, writing::Freed};
 use crate::{
     frames::Frame,
     machine::Machine,
-    record::{LEAVING, MOVING, State},
+    record::{LEAVING, MOVING, STALLED, State},
     space,
 };
 use alloc::vec::Vec;
@@ -27,7 +28,8 @@ const WINDOW: u32 = 100;
 const LOOK: u32 = 1024;
 /// Visits between other work.
 const VISITS: u32 = 16;
-/// Nanoseconds between two VMs that are made to give up all they have, so that each can do something with its memory before it is its turn.
+/// Nanoseconds that a VM is left in memory when others wait for it, unless it waits itself; and between two large VMs that are made to give up all they
+/// have. So each can do something with its memory before it is the next one's turn.
 const TURN: u64 = 200_000_000;
 /// Laps in which a VM must do nothing before it leaves whole.
 const QUIET: u8 = 1;
@@ -105,14 +107,14 @@ impl Clock {
 
 impl Pager<'_> {
     /// Puts a VM into the ring, before the hand: it is visited last.
-    pub(super) fn enter_ring(&mut self, place: u32) {
+    pub(super) fn enter_ring(&mut self, place: u32, now: u64) {
         let link = place + 1;
         let hand = self.clock.hand;
         let before = hand.checked_sub(1).and_then(|hand| self.vms.get(hand)).map_or(link, |vm| vm.ring[0]);
         let after = if hand == 0 { link } else { hand };
         if let Some(vm) = self.vms.get_mut(place) {
             vm.ring = [before, after];
-            vm.quiet = 0;
+            (vm.quiet, vm.since) = (0, now);
         }
         if hand == 0 {
             self.clock.hand = link;
@@ -150,7 +152,7 @@ impl Pager<'_> {
 
     /// Frames that are free, or will be when writes that are under way are over.
     fn coming(&self) -> u32 {
-        self.frames.free() + self.underway.freeing
+        self.spare() + self.underway.freeing
     }
 
     /// Frames that are to be free.
@@ -241,11 +243,15 @@ impl Pager<'_> {
         let quiet = vm.quiet >= QUIET;
         let whole = vm.state() == State::Running && vm.under_way == 0 && self.clock.cursor.is_none();
         let at_rest = quiet && usage.state == 2 && vm.fault().is_none();
-        if whole && (at_rest || (force && self.stalled.front() != Some(&place))) {
-            match self.suspend(machine, place, force) {
-                super::suspend::Begun::Yes(frames) => return Freed { frames, blocked: false },
-                super::suspend::Begun::Blocked => return Freed { frames: 0, blocked: true },
-                super::suspend::Begun::No => {}
+        // With more working sets than memory it is no use to take pages from all of them: some VMs must wait. First those that wait anyway, but for the one
+        // that is served next; then those that have had their turn.
+        let had_turn = vm.is(STALLED) || machine.now().saturating_sub(vm.since) >= TURN;
+        let may_park = whole && had_turn && self.somebody_waits() && self.stalled.front() != Some(&place);
+        if whole && at_rest {
+            match self.suspend(machine, place, false) {
+                Begun::Yes(frames) => return Freed { frames, blocked: false },
+                Begun::Blocked => return Freed { frames: 0, blocked: true },
+                Begun::No => {}
             }
         }
         let from = self.clock.cursor.filter(|frame| self.frames.belongs(*frame, place));
@@ -263,6 +269,13 @@ impl Pager<'_> {
             let run = self.evict(machine, place, run);
             freed.frames += run.frames;
             freed.blocked = run.blocked;
+        }
+        if freed == none && may_park && self.clock.cursor.is_none() {
+            match self.suspend(machine, place, true) {
+                Begun::Yes(frames) => freed.frames = frames,
+                Begun::Blocked => freed.blocked = true,
+                Begun::No => {}
+            }
         }
         freed
     }

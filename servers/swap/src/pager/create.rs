@@ -56,7 +56,8 @@ impl Pager<'_> {
             return Err(Response::BadArgument);
         }
         let (need, units) = match self.has_swap() {
-            true => (u64::from(FIRST_FRAMES + self.clock.floor()), region::units(space)),
+            // With less memory is taken back, and it waits for that.
+            true => (u64::from(self.clock.low().max(FIRST_FRAMES)), region::units(space)),
             false => (Self::need(space, image.shared_pages()), 0),
         };
         if need > self.available() {
@@ -85,7 +86,7 @@ impl Pager<'_> {
                 if let Some(vm) = self.vms.get_mut(place) {
                     vm.set_state(State::Created);
                 }
-                self.enter_ring(place);
+                self.enter_ring(place, machine.now());
                 // From here on destroying it gives everything back.
                 self.first_pages(machine, place, at).inspect_err(|_| {
                     self.destroy(machine, creation.vm);

@@ -207,7 +207,7 @@ impl Pager<'_> {
             (Decision::Share { frame, .. }, Some(found)) => run(found, page, frame),
             _ => 1,
         };
-        let short = self.has_swap() && self.frames.free() < self.clock.floor() + FRAMES;
+        let short = self.has_swap() && self.spare() < self.clock.floor() + FRAMES;
         match decision {
             Decision::Illegal => Err(bad),
             Decision::Wait => Ok(Served::Waits),

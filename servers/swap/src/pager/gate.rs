@@ -26,6 +26,11 @@ impl Pager<'_> {
         }
     }
 
+    /// Free frames that are not spoken for.
+    pub(super) fn spare(&self) -> u32 {
+        self.frames.free().saturating_sub(self.underway.promised)
+    }
+
     /// Frames that must be free for the first in the queue.
     pub(super) fn gate_needs(&self) -> u32 {
         let first = self.gate.front().and_then(|place| self.vms.get(*place));
@@ -37,7 +42,9 @@ impl Pager<'_> {
 
     /// Whether the first in the queue may come in now.
     fn is_open(&self) -> bool {
-        !self.gate.is_empty() && self.underway.moves() < MOVES_MAX && self.frames.free() >= self.gate_needs()
+        let room = self.underway.moves() < MOVES_MAX && self.spare() >= self.gate_needs();
+        // Those who are in and wait come first.
+        !self.gate.is_empty() && room && self.stalled.is_empty()
     }
 
     /// Lets VMs in; whether any was.
@@ -45,11 +52,12 @@ impl Pager<'_> {
         if !self.is_open() {
             return false;
         }
+        let needs = self.gate_needs() - self.clock.floor();
         let Some(place) = self.gate.pop_front() else { return false };
         let Some(vm) = self.vms.get_mut(place) else { return true };
         vm.set(AT_GATE, false);
         if vm.state() == State::Suspended && !vm.is(LEAVING) && !vm.is(MOVING) {
-            self.resume(machine, place);
+            self.resume(machine, place, needs);
         }
         true
     }
@@ -76,7 +84,7 @@ impl Pager<'_> {
 
     /// Whether the first that waits for a frame or a slot may try again.
     fn can_retry(&self) -> bool {
-        !self.stalled.is_empty() && self.frames.free() > self.clock.floor()
+        !self.stalled.is_empty() && self.spare() > self.clock.floor()
     }
 
     /// Lets VMs that waited for a frame or a slot try again, until one has to wait once more.

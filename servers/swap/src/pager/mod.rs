@@ -387,7 +387,7 @@ impl<'a> Pager<'a> {
     /// has.
     pub fn available(&self) -> u64 {
         if self.has_swap() {
-            return u64::from(self.frames.free());
+            return u64::from(self.spare());
         }
         let own = u64::from(self.frames.reserved()) + u64::from(self.own.len()) + u64::from(self.lost.len());
         u64::from(self.frames.total()).saturating_sub(own + self.image_frames + self.promised)

@@ -35,7 +35,7 @@ impl Pager<'_> {
             valid && here.iter().all(|usage| self.frames.find(place, *usage).is_none())
         };
         // What is read around it must not push out what is needed.
-        let spare = self.frames.free().saturating_sub(self.clock.floor());
+        let spare = self.spare().saturating_sub(self.clock.floor());
         if spare == 0 {
             return false;
         }

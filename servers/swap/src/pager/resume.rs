@@ -10,7 +10,7 @@ use crate::{
     decide,
     frames::{Frame, Usage},
     machine::{self, Completed, Machine},
-    record::{Cause, MOVING, State, WANTED},
+    record::{Cause, LEAVING, MOVING, State, WANTED},
     suspended::{self, CHUNK, Header, SEGMENT_CHUNKS},
 };
 use alloc::{vec, vec::Vec};
@@ -25,13 +25,15 @@ const CHANGED: Cause = Cause::Pager("its suspended state was changed in swap spa
 const NO_MEMORY: Cause = Cause::Pager("there is not enough memory to bring it back");
 
 impl Pager<'_> {
-    /// Begins to bring a suspended VM back.
-    pub(super) fn resume(&mut self, machine: &mut impl Machine, place: u32) {
+    /// Begins to bring a suspended VM back, for which so many frames are kept free.
+    pub(super) fn resume(&mut self, machine: &mut impl Machine, place: u32, promised: u32) {
         let Some(vm) = self.vms.get_mut(place) else { return };
         vm.set(MOVING, true);
         let segments = u32::from(vm.segments);
+        self.underway.promised += promised;
         let arrive = Arrive {
             segments,
+            promised,
             asked: 0,
             taken: 0,
             arrived: vec![None; segments as usize],
@@ -85,13 +87,18 @@ impl Pager<'_> {
                 for (disk, slot, _) in arrive.arrived.iter_mut().filter_map(Option::take) {
                     machine.give_slot(disk, slot);
                 }
+                self.underway.promised -= arrive.promised;
                 return self.lose(place, cause);
             }
         }
         if arrive.taken < arrive.segments {
             self.read_segments(machine, place, arrive);
-        } else if let Err(cause) = self.bring_back(machine, place, arrive) {
-            self.lose(place, cause);
+        } else {
+            // What is left of it the page tables take now.
+            self.underway.promised -= core::mem::take(&mut arrive.promised);
+            if let Err(cause) = self.bring_back(machine, place, arrive) {
+                self.lose(place, cause);
+            }
         }
     }
 
@@ -150,6 +157,8 @@ impl Pager<'_> {
                 },
             };
             let frame = self.take(place, Usage::Incoming(0)).ok_or(NO_MEMORY)?;
+            let promised = u32::from(arrive.promised > 0);
+            (arrive.promised, self.underway.promised) = (arrive.promised - promised, self.underway.promised - promised);
             machine.write_frame(frame, 0, chunk).map_err(|_| NO_MEMORY)?;
             self.frames.turn(frame, usage);
             arrive.pages.extend(page.map(|page| (page, frame)));
@@ -170,7 +179,7 @@ impl Pager<'_> {
         }
         machine::map_all(machine, at, &mut operations).map_err(|_| fault::REFUSED)?;
         machine.restore(at, &header.state).map_err(|_| fault::REFUSED)?;
-        self.enter_ring(place);
+        self.enter_ring(place, machine.now());
         self.suspended -= 1;
         if let Some(vm) = self.vms.get_mut(place) {
             vm.set(MOVING | WANTED, false);
@@ -187,10 +196,16 @@ impl Pager<'_> {
         self.map_page(page, frame, 1, decide::access(found))
     }
 
-    /// A VM cannot come back. It is told, and nothing of it is left in memory but its record.
+    /// A VM cannot come back. If only memory is lacking it is put back into the queue; else it is told.
     fn lose(&mut self, place: u32, cause: Cause) {
         if let Some(vm) = self.vms.get_mut(place) {
             let was_suspended = vm.state() == State::Suspended;
+            if was_suspended && cause == NO_MEMORY {
+                // What it was is still on disk, as it was.
+                vm.set(MOVING, false);
+                vm.set(LEAVING | WANTED, true);
+                return self.leaving.push_back(place);
+            }
             vm.set(MOVING | WANTED, false);
             if was_suspended {
                 self.suspended -= 1;

@@ -1,5 +1,5 @@
 //! A whole VM leaves memory: its pages, its page tables, its control block. What it was lies in its region then, in one piece
-//! ([`crate::suspended`]), and in the 120 bytes of its record.
+//! ([`crate::suspended`]), and in the 128 bytes of its record.
 //!
 //! 1. The VM is held, its state read, and its pages taken out of its page tables, so that nobody changes them any more: a server that wants to finds
 //!    them missing and asks for the VM.

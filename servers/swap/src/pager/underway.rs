@@ -70,6 +70,8 @@ pub(super) struct Leave {
 #[derive(Debug)]
 pub(super) struct Arrive {
     pub segments: u32,
+    /// Frames that it was let in for and has not taken yet.
+    pub promised: u32,
     /// Segments whose read was put up.
     pub asked: u32,
     /// Segments that were taken in.
@@ -91,6 +93,8 @@ pub(super) struct Underway {
     moves: Vec<Move>,
     /// Frames that become free when the writes of them are over.
     pub freeing: u32,
+    /// Free frames that are spoken for: of VMs that were let in and have not taken them yet.
+    pub promised: u32,
 }
 
 impl Underway {
@@ -118,6 +122,7 @@ impl Underway {
     /// Gives a VM's move up. What is under way for it ends of itself.
     pub fn forget_move(&mut self, machine: &mut impl Machine, place: u32) {
         if let Some(Move { way: Way::In(arrive), .. }) = self.take_move(place) {
+            self.promised -= arrive.promised;
             for (disk, slot, _) in arrive.arrived.into_iter().flatten() {
                 machine.give_slot(disk, slot);
             }

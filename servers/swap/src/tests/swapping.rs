@@ -12,7 +12,8 @@ fn world() -> World {
 fn write_all(world: &mut World, vms: u64) {
     for page in 54..64 {
         for vm in 1..=vms {
-            world.write(vm, page, (vm * 7) as u8 ^ page as u8).unwrap();
+            let done = world.write(vm, page, (vm * 7) as u8 ^ page as u8);
+            assert!(done.is_some(), "{:?}", world.stopped);
         }
     }
 }
@@ -236,8 +237,12 @@ fn a_disk_that_fails_stops_vms_with_a_reason() {
         let vm = turn % 20 + 1;
         let state = world.model.find(vm).map(|(_, domain)| domain.state);
         if state == Some(DomainState::Runs) {
-            let (at, domain) = world.model.find(vm).unwrap();
-            World::trap(domain, at, EventKind::PageFault, 0, space::address(54 + (turn % 10) as u32));
+            let address = space::address(54 + (turn % 10) as u32);
+            let (at, _) = world.model.find(vm).unwrap();
+            if world.model.access(at, address, Access::empty()).is_none() {
+                let (at, domain) = world.model.find(vm).unwrap();
+                World::trap(domain, at, EventKind::PageFault, 0, address);
+            }
         } else if state.is_none() && !world.stopped.contains_key(&vm) {
             world.ask_as(SWITCH, Request::Bring { vm, address: SPACE_BASE, length: 8, write: false });
         }

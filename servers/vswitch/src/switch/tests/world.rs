@@ -37,7 +37,7 @@ pub fn address(number: u8) -> [u8; 4] {
 
 type Hook = Box<dyn FnMut(&mut BTreeMap<u8, Vec<u8>>, &Copy)>;
 
-type Trap = Box<dyn FnMut(&Copy) -> bool>;
+type Trap = Box<dyn FnMut(&Copy, &mut BTreeSet<(u8, u64)>, &mut BTreeMap<u8, VmRef>)>;
 
 /// The kernel and the pager.
 pub struct World {
@@ -64,9 +64,8 @@ pub struct World {
     pub calls: usize,
     /// Called after each copy.
     pub hook: Option<Hook>,
-    /// Says at which copy the page `trapped` is taken, just before.
+    /// Called before each copy: what is not in memory, where VMs are.
     pub trap: Option<Trap>,
-    pub trapped: Option<(u8, u64)>,
     /// The pager says that all is here.
     pub liar: bool,
 }
@@ -98,7 +97,6 @@ impl World {
             calls: 0,
             hook: None,
             trap: None,
-            trapped: None,
             liar: false,
         }
     }
@@ -162,10 +160,8 @@ impl Memory for World {
         self.calls += 1;
         for copy in copies {
             assert!(copy.length > 0);
-            if let Some(trap) = &mut self.trap
-                && trap(copy)
-            {
-                self.missing.extend(self.trapped);
+            if let Some(trap) = &mut self.trap {
+                trap(copy, &mut self.missing, &mut self.at);
             }
             let obstacle = self.obstacle(copy.from, copy.length, Outcome::SourceMissing);
             let obstacle = obstacle.or_else(|| self.obstacle(copy.to, copy.length, Outcome::DestinationMissing));
