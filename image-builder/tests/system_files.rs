@@ -83,7 +83,9 @@ fn the_projects_own_system_files_are_possible() {
         paths.push(entry.expect("readable").path());
     }
     let mut known = known();
-    known.extend(["supervisor", "hostile", "bench", "bench-guest", "virtio-blk", "pages"].map(String::from));
+    known.extend(
+        ["supervisor", "hostile", "bench", "bench-guest", "virtio-blk", "pages", "vdisk", "journal"].map(String::from),
+    );
     for path in paths.iter().filter(|path| path.extension().is_some_and(|e| e == "toml")) {
         let text = fs::read_to_string(path).expect("readable");
         if let Err(problems) = System::parse(path, &text, &known) {

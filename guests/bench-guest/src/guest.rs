@@ -12,7 +12,7 @@ use ilwaco::{
     vm,
 };
 
-ilwaco::entry!(main, memory = 4 * 1024 * 1024, console);
+ilwaco::entry!(main, memory = 8 * 1024 * 1024, disk = 512, console);
 
 const PAGE: usize = 4096;
 /// Pages whose first touch is measured.
@@ -22,7 +22,10 @@ const ROUNDS: usize = 1000;
 /// Nanoseconds ahead at which a timer is set.
 const AHEAD: u64 = 50_000;
 
-async fn main(_: Spawner) {
+async fn main(spawner: Spawner) {
+    if vm::arguments().split_whitespace().any(|argument| argument == "disk") {
+        return crate::disk::run(spawner).await;
+    }
     let unit = unit();
     // What reading the counter costs is in every interval.
     let own = median((0..ROUNDS).map(|_| interval(|| ())).collect());

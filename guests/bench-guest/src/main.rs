@@ -1,9 +1,12 @@
-//! A guest that measures from inside what the virtual architecture costs, and prints it on its console.
+//! A guest that measures from inside what the virtual architecture costs, and prints it on its console; with the argument `disk`, the throughput of its
+//! virtual disk.
 //!
 //! The unit is that of the time-stamp counter: instructions in a machine that counts them (`-icount shift=0`), else
 //! cycles. Each result is one line, `BENCH name value unit better key=value...`; the last line is `BENCH guest-done`.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
+#[cfg(target_os = "none")]
+mod disk;
 #[cfg(target_os = "none")]
 mod guest;
 

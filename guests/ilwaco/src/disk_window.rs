@@ -25,14 +25,16 @@ pub(crate) struct Request {
 }
 
 impl Request {
-    const EMPTY: Request = Request {
-        kind: AtomicU32::new(0),
-        disk: AtomicU32::new(0),
-        block: AtomicU64::new(0),
-        address: AtomicU64::new(0),
-        count: AtomicU32::new(0),
-        reserved: AtomicU32::new(0),
-    };
+    const fn empty() -> Request {
+        Request {
+            kind: AtomicU32::new(0),
+            disk: AtomicU32::new(0),
+            block: AtomicU64::new(0),
+            address: AtomicU64::new(0),
+            count: AtomicU32::new(0),
+            reserved: AtomicU32::new(0),
+        }
+    }
 
     pub(crate) fn set(&self, request: disk::Request) {
         self.kind.store(request.kind, Ordering::Relaxed);
@@ -114,7 +116,7 @@ impl<const COUNT: usize> DiskWindow<COUNT> {
                 reserved: [const { AtomicU32::new(0) }; 7],
                 completed: AtomicU32::new(0),
                 reserved2: [const { AtomicU32::new(0) }; 7],
-                requests: [const { Request::EMPTY }; ENTRIES],
+                requests: [const { Request::empty() }; ENTRIES],
                 completions: [const { Completion { index: AtomicU32::new(0), status: AtomicU32::new(0) } };
                     COMPLETION_ENTRIES],
             },

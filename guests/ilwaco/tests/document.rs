@@ -3,7 +3,7 @@
 use protocol::{
     ARCHITECTURE_VERSION,
     abi::{Error, Number},
-    layout, nic,
+    disk, layout, nic,
     note::Note,
     registers::{KERNEL_PART, RegisterPage},
     text,
@@ -97,16 +97,48 @@ fn queues() {
         offset_of!(text::ConsolePage, input_written),
         text::OUTPUT_RING,
         text::INPUT_RING,
+        offset_of!(disk::Indices, submitted),
+        disk::COMPLETED,
+        disk::REQUESTS,
+        disk::COMPLETIONS,
     ];
-    // Both tables have the same head: the NIC's comes first, the console's after it.
+    // The tables have the same head: the NIC's comes first, the console's and the disk's after it.
     let head = "| offset | bytes | what | written by |";
-    let console = DOCUMENT.rfind(head).expect("two tables");
-    let console = DOCUMENT[console..].lines().skip(2).take_while(|line| line.starts_with('|'));
-    let console = console.map(|line| line.trim_matches('|').split('|').next().unwrap_or_default().trim());
-    let stated: Vec<usize> =
-        table(head).iter().map(|row| row[0]).chain(console).map(|offset| offset.parse().expect("a number")).collect();
-    assert_eq!(stated, expected);
+    let offsets = |document: &'static str| {
+        let rows = document.lines().skip(2).take_while(|line| line.starts_with('|'));
+        let cells = rows.map(|line| line.trim_matches('|').split('|').next().unwrap_or_default().trim());
+        cells.map(|offset| offset.parse().expect("a number")).collect::<Vec<usize>>()
+    };
+    let tables: Vec<Vec<usize>> = DOCUMENT.match_indices(head).map(|(at, _)| offsets(&DOCUMENT[at..])).collect();
+    assert_eq!(tables.concat(), expected);
+    assert_eq!(tables.len(), 3);
     assert!(DOCUMENT.contains(&format!("send ring: {} entries", nic::ENTRIES)));
+    assert!(DOCUMENT.contains(&format!("| requests: {} entries |", disk::ENTRIES)));
+    assert!(DOCUMENT.contains(&format!("| answers: {} entries |", disk::COMPLETION_ENTRIES)));
+    assert!(DOCUMENT.contains(&format!("A VM has up to {} disks", disk::DISKS)));
+    assert!(DOCUMENT.contains(&format!("blocks of {} bytes", disk::BLOCK)));
+}
+
+#[test]
+fn disk_requests() {
+    let expected = [
+        offset_of!(disk::Request, kind),
+        offset_of!(disk::Request, disk),
+        offset_of!(disk::Request, block),
+        offset_of!(disk::Request, address),
+        offset_of!(disk::Request, count),
+        offset_of!(disk::Request, reserved),
+    ];
+    let rows = table("| offset in a request |");
+    let stated: Vec<usize> = rows.iter().map(|row| row[0].parse().expect("a number")).collect();
+    assert_eq!(stated, expected);
+    assert!(rows[4][2].contains(&format!("1 to {}", disk::BLOCKS_MAX)));
+    let kinds = [disk::Kind::Read, disk::Kind::Write, disk::Kind::Flush];
+    let kinds = kinds.map(|kind| format!("{} {}", kind as u32, format!("{kind:?}").to_lowercase())).join(", ");
+    assert!(rows[0][2].ends_with(&kinds), "{kinds}");
+    let codes: Vec<u32> = table("| status | meaning |").iter().map(|row| row[0].parse().expect("a number")).collect();
+    let known: Vec<u32> = (0..=9).filter(|code| disk::Status::from_u32(*code) as u32 == *code).collect();
+    assert_eq!(codes, known);
 }
 
 #[test]

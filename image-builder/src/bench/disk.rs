@@ -5,13 +5,15 @@
 
 use std::time::{Duration, Instant};
 
-use miette::{Result, miette};
+use miette::{IntoDiagnostic, Result, miette};
+use tempfile::TempDir;
 
 use super::Benchmark;
 use super::result::{self, Measurement};
 use crate::interrupt;
 use crate::machine::disk::Existing;
 use crate::machine::qemu::Network;
+use crate::machine::qmp::Qmp;
 use crate::machine::{Running, is_last_word};
 use crate::session::{self, Session};
 use crate::ui::Step;
@@ -29,13 +31,24 @@ const COUNT: usize = 20;
 const LIMIT: Duration = Duration::from_secs(180);
 
 fn run(session: &mut Session) -> Result<Vec<Measurement>> {
-    let system = session.load(&session.workspace.system("bench-disk"))?;
+    measure(session, "bench-disk", None)
+}
+
+/// Boots a system that measures all cases, on a disk that moves so many bytes a second; `None`: as many as the host does.
+pub(super) fn measure(session: &mut Session, name: &str, speed: Option<u64>) -> Result<Vec<Measurement>> {
+    let system = session.load(&session.workspace.system(name))?;
     let built = session.build(&system)?;
     let mut machine = session.machine(&system, &built, Network::None);
     machine.disks = session::disks(&system, &built.folder, Existing::Replace)?;
     let qemu = session.qemu()?;
+    let sockets = TempDir::with_prefix("denali-").into_diagnostic()?;
+    machine.qmp = Some(sockets.path().join("qmp"));
     let step = Step::start("Measuring");
     let mut running = Running::start(&qemu, &machine, &built.folder.join("serial.log"), Box::new(|_| {}))?;
+    if let (Some(speed), Some(socket)) = (speed, &machine.qmp) {
+        let mut qmp = Qmp::connect(socket)?;
+        machine.disks.iter().try_for_each(|disk| qmp.throttle(&disk.name, speed))?;
+    }
     let deadline = Instant::now() + LIMIT;
     let end = running.serial.wait(0, deadline, |line| line.contains(END) || is_last_word(line));
     interrupt::check()?;

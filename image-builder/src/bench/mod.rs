@@ -7,6 +7,7 @@ mod boot;
 mod disk;
 mod ipc;
 pub mod result;
+mod vdisk;
 
 use std::fs;
 use std::path::Path;
@@ -31,8 +32,8 @@ pub struct Benchmark {
 }
 
 /// All benchmarks.
-pub fn all() -> [Benchmark; 3] {
-    [ipc::BENCHMARK, boot::BENCHMARK, disk::BENCHMARK]
+pub fn all() -> [Benchmark; 4] {
+    [ipc::BENCHMARK, boot::BENCHMARK, disk::BENCHMARK, vdisk::BENCHMARK]
 }
 
 /// Runs a benchmark: prints a table and, if wanted, writes a file.

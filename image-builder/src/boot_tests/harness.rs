@@ -112,6 +112,16 @@ impl<'a> Context<'a> {
         self.start(&machine)
     }
 
+    /// Waits until the machine has switched itself off.
+    pub fn off(&mut self, position: usize) -> Result<()> {
+        let limit = self.deadline.saturating_duration_since(Instant::now());
+        let running = self.running()?;
+        match running.wait(limit)? {
+            Some(_) => Ok(()),
+            None => Err(miette!("the machine does not end; it said {:?}", running.serial.since(position).last())),
+        }
+    }
+
     /// Boots a system with its NIC on a UDP socket.
     pub fn boot_on_frames(&mut self, system: &System, built: &Built, network: Network) -> Result<()> {
         let mut machine = self.session.machine(system, built, network);

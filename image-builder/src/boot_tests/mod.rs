@@ -13,6 +13,7 @@ pub mod harness;
 mod hostile;
 mod lan;
 mod restart;
+mod vdisk;
 mod web;
 
 use std::time::{Duration, Instant};
@@ -44,8 +45,18 @@ pub struct BootTest {
 
 /// All tests.
 pub fn all() -> Vec<BootTest> {
-    [web::TESTS, echo::TESTS, frames::TESTS, lan::TESTS, hostile::TESTS, restart::TESTS, damage::TESTS, disk::TESTS]
-        .concat()
+    [
+        web::TESTS,
+        echo::TESTS,
+        frames::TESTS,
+        lan::TESTS,
+        hostile::TESTS,
+        restart::TESTS,
+        damage::TESTS,
+        disk::TESTS,
+        vdisk::TESTS,
+    ]
+    .concat()
 }
 
 /// How many tests passed and failed.

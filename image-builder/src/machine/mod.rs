@@ -4,8 +4,8 @@
 //! * [`serial`]: its serial line.
 //! * [`http`]: asking its VMs for pages.
 //! * [`disk`]: images of its disks.
-//! * [`power`]: what its disks hold after a power cut.
 //! * [`virtual_disks`], [`archive`]: what is in their partition for virtual disks.
+//! * [`power`]: what its disks hold after a power cut.
 //! * [`qmp`]: its control socket.
 //! * [`lan`]: a host on the VMs' own network, which reaches each by its address.
 //! * [`ports`]: which ports of the host lead to which VM.

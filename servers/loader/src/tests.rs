@@ -383,7 +383,7 @@ fn vms_get_their_disks_or_are_refused() {
     world.attached.clear();
     loader.peer_restarted(&mut world);
     assert_eq!(world.attached.len(), 2);
-    assert_eq!(loader.request(&mut world, &Request::Stop("one".into())), Response::Done);
+    assert_eq!(loader.request(&mut world, &Request::Stop("one")), Response::Done);
     assert_eq!(world.attached.keys().copied().collect::<Vec<_>>(), [2]);
     world.take_log();
     world.attached.clear();
@@ -393,7 +393,7 @@ fn vms_get_their_disks_or_are_refused() {
     let lost = "vm two has no disks now: it does not get its virtual disks (content): the server is gone";
     assert_eq!(log, [lost]);
     assert!(
-        matches!(loader.request(&mut world, &Request::Start("one".into())), Response::Failed(why) if why.contains("gone"))
+        matches!(loader.request(&mut world, &Request::Start("one")), Response::Failed(why) if why.contains("gone"))
     );
 }
 

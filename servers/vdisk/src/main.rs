@@ -115,6 +115,8 @@ impl Server {
         };
         server.core.wait_for_store();
         server.find_store();
+        // The store is to be read, whether or not anybody asks for it.
+        server.again = 0;
         server
     }
 

@@ -13,11 +13,14 @@
 //! goes back into its ring and gives its slot away; blocks that were read are held, but only in a quarter of the slots, and
 //! are read again otherwise; answers wait. All others are served on. When the pager has brought the VM it goes on from there.
 
+mod answer;
+mod transfer;
+
 use crate::{
     change::Changes,
     flight::{Flight, FlightId, Flights},
-    machine::{Brought, Copy, Fate, Machine, Place, Slot},
-    queue::{Checked, Own, Page, REQUEST_PART, WHOLE, check, completion, entry_bit},
+    machine::{Copy, Fate, Machine, Place, Slot},
+    queue::{Checked, Own, Page, REQUEST_PART, WHOLE, check},
     vms::{Session, Vms},
 };
 use alloc::{
@@ -27,7 +30,7 @@ use alloc::{
     vec::Vec,
 };
 use protocol::{
-    disk::{self, COMPLETED, COMPLETION_ENTRIES, Completion, ENTRIES, Kind, Status},
+    disk::{Completion, ENTRIES, Kind, Status},
     service::{
         VmNumber, VmRef,
         block_driver::{self, Operation},
@@ -349,101 +352,6 @@ impl<T: core::marker::Copy> Server<T> {
         }
     }
 
-    /// Makes the copies of flights: into the device's buffers, which are submitted then, and out of them.
-    fn transfer(&mut self, machine: &mut impl Machine) {
-        // What goes on after a copy may have another piece to copy.
-        while !self.load.is_empty() || !self.deliver.is_empty() {
-            let load = core::mem::take(&mut self.load);
-            let deliver = core::mem::take(&mut self.deliver);
-            let (mut flights, mut copies) = (Vec::new(), Vec::new());
-            for (id, out) in load.into_iter().map(|id| (id, false)).chain(deliver.into_iter().map(|id| (id, true))) {
-                let Some((session, slot, memory)) =
-                    self.flights.get(id).and_then(|flight| Some((flight.session, flight.slot?, flight.memory())))
-                else {
-                    continue;
-                };
-                match self.vms.get(session) {
-                    Some(vm) if vm.parked => self.park_flight(machine, id, session, out),
-                    Some(vm) if !vm.leaving => {
-                        let place = Place::Vm { vm: vm.at, address: memory.0 };
-                        let buffer = Place::Buffer(slot, 0);
-                        let (from, to) = if out { (buffer, place) } else { (place, buffer) };
-                        copies.push(Copy { from, to, length: memory.1 });
-                        flights.push((id, session, out));
-                    }
-                    // A write that has not begun, or blocks for nobody.
-                    _ => self.finish(machine, id, Status::Failed),
-                }
-            }
-            let mut fates = core::mem::take(&mut self.fates);
-            fates.clear();
-            machine.copy(&copies, &mut fates);
-            for (place, (id, session, out)) in flights.into_iter().enumerate() {
-                let fate = fates.get(place).copied().unwrap_or(Fate::Failed);
-                match self.persist(machine, session, copies[place], fate) {
-                    Outcome::Done if out => self.go_on(machine, id),
-                    Outcome::Done => self.submit(machine, id, Operation::Write),
-                    Outcome::Parked => self.park_flight(machine, id, session, out),
-                    Outcome::Failed => self.finish(machine, id, Status::BadRequest),
-                }
-            }
-            self.fates = fates;
-        }
-    }
-
-    /// A flight of a parked VM: what was read is held, if there is room for that; all else begins anew when the VM is back.
-    fn park_flight(&mut self, machine: &mut impl Machine, id: FlightId, session: Session, out: bool) {
-        if out
-            && self.held < machine.slots() / 4
-            && let Some(vm) = self.vms.get_mut(session)
-        {
-            vm.held.push(id);
-            self.held += 1;
-        } else {
-            self.put_back(machine, id);
-        }
-    }
-
-    /// Sees a copy through that met missing memory.
-    fn persist(&mut self, machine: &mut impl Machine, session: Session, mut copy: Copy, mut fate: Fate) -> Outcome {
-        for _ in 0..ATTEMPTS {
-            match fate {
-                Fate::Done => return Outcome::Done,
-                Fate::Failed => return Outcome::Failed,
-                Fate::Missing => {}
-            }
-            let (Some((address, write)), Some(vm)) = (copy.vm_side(), self.vms.get_mut(session)) else {
-                return Outcome::Failed;
-            };
-            match machine.bring(vm.number, address, copy.length as u32, write) {
-                Brought::Here(at) => {
-                    vm.at = at;
-                    copy = copy.with_vm(at);
-                    let mut fates = Vec::new();
-                    machine.copy(&[copy], &mut fates);
-                    fate = fates.first().copied().unwrap_or(Fate::Failed);
-                }
-                Brought::Later => {
-                    vm.parked = true;
-                    return Outcome::Parked;
-                }
-                Brought::Unreachable => break,
-                Brought::NotFound => return Outcome::Failed,
-            }
-        }
-        match fate {
-            Fate::Done => Outcome::Done,
-            Fate::Failed => Outcome::Failed,
-            Fate::Missing => {
-                self.retry = true;
-                if let Some(vm) = self.vms.get_mut(session) {
-                    vm.parked = true;
-                }
-                Outcome::Parked
-            }
-        }
-    }
-
     /// One flush of the device for all who wait for one. What was answered before they asked was answered before it begins.
     fn begin_flush(&mut self, machine: &mut impl Machine) {
         if self.flushing.is_none()
@@ -553,111 +461,6 @@ impl<T: core::marker::Copy> Server<T> {
             Kind::Flush if disk.read_only => Err(Status::Ok),
             _ => Ok(Flight { session, index: 0, request, disk: disk.disk.clone(), done: 0, piece: 0, slot: None }),
         }
-    }
-
-    /// Writes answers: first all answers, then the indices of the VMs whose answers are written, then the interrupts.
-    fn answers(&mut self, machine: &mut impl Machine) -> bool {
-        let mut sessions: Vec<(Session, usize)> = Vec::new();
-        let mut copies = Vec::new();
-        while sessions.len() < ANSWERS
-            && let Some(session) = self.answering.pop_front()
-        {
-            let Some(vm) = self.vms.get_mut(session) else { continue };
-            vm.answering = false;
-            let Some(own) = vm.own.filter(|_| !vm.parked && !vm.leaving) else { continue };
-            let offset = ANSWERS_AT + sessions.len() * ANSWER;
-            let count = vm.answers.len().min(ENTRIES);
-            for (place, answer) in vm.answers[..count].iter().enumerate() {
-                let at = offset + place * size_of::<Completion>();
-                machine.scratch()[at..at + 4].copy_from_slice(&answer.index.to_le_bytes());
-                machine.scratch()[at + 4..at + 8].copy_from_slice(&answer.status.to_le_bytes());
-            }
-            // In one piece, or in two where the ring begins anew.
-            let before_end = (COMPLETION_ENTRIES - own.completed as usize % COMPLETION_ENTRIES).min(count);
-            for (first, count) in [(0, before_end), (before_end, count - before_end)] {
-                if count > 0 {
-                    let address = vm.window.address + completion(own.completed.wrapping_add(first as u32)) as u64;
-                    let from = Place::Scratch(offset + first * size_of::<Completion>());
-                    let to = Place::Vm { vm: vm.at, address };
-                    copies.push((session, Copy { from, to, length: count * size_of::<Completion>() }));
-                }
-            }
-            sessions.push((session, count));
-        }
-        let failed = self.write_all(machine, &copies);
-        copies.clear();
-        for (place, (session, count)) in sessions.iter().enumerate() {
-            let Some(vm) = self.vms.get_mut(*session).filter(|vm| !vm.parked && *count > 0) else { continue };
-            let Some(own) = vm.own.filter(|_| !failed.contains(session)) else { continue };
-            let offset = INDICES_AT + place * 4;
-            let completed = own.completed.wrapping_add(*count as u32);
-            machine.scratch()[offset..offset + 4].copy_from_slice(&completed.to_le_bytes());
-            let to = Place::Vm { vm: vm.at, address: vm.window.address + COMPLETED as u64 };
-            copies.push((*session, Copy { from: Place::Scratch(offset), to, length: 4 }));
-        }
-        let failed = [failed, self.write_all(machine, &copies)].concat();
-        for (session, count) in sessions {
-            let Some(vm) = self.vms.get_mut(session).filter(|vm| !vm.parked) else { continue };
-            // Answers that cannot be written are lost: the VM has no such memory.
-            if let Some(own) = &mut vm.own {
-                own.completed = own.completed.wrapping_add(if failed.contains(&session) { 0 } else { count as u32 });
-                for answer in vm.answers.drain(..count) {
-                    own.open &= !entry_bit(answer.index);
-                }
-            }
-            vm.raise |= count > 0;
-            self.raise(machine, session);
-            if self.vms.get(session).is_some_and(|vm| !vm.answers.is_empty()) {
-                self.enqueue_answers(session);
-            }
-            if self.vms.get(session).is_some_and(|vm| vm.has_more()) {
-                self.enqueue(session);
-            }
-        }
-        !self.answering.is_empty()
-    }
-
-    /// Makes copies to VMs; those whose VM has no such memory are named.
-    fn write_all(&mut self, machine: &mut impl Machine, copies: &[(Session, Copy)]) -> Vec<Session> {
-        self.copies.clear();
-        self.copies.extend(copies.iter().map(|(_, copy)| *copy));
-        let mut fates = core::mem::take(&mut self.fates);
-        fates.clear();
-        machine.copy(&self.copies, &mut fates);
-        let mut failed = Vec::new();
-        for (place, (session, copy)) in copies.iter().enumerate() {
-            let fate = fates.get(place).copied().unwrap_or(Fate::Failed);
-            if self.persist(machine, *session, *copy, fate) == Outcome::Failed {
-                failed.push(*session);
-            }
-        }
-        self.fates = fates;
-        failed
-    }
-
-    /// Tells a VM of its answers.
-    fn raise(&mut self, machine: &mut impl Machine, session: Session) {
-        let Some(vm) = self.vms.get_mut(session).filter(|vm| vm.raise) else { return };
-        for _ in 0..ATTEMPTS {
-            if machine.raise(vm.at) != Fate::Missing {
-                vm.raise = false;
-                return;
-            }
-            match machine.bring(vm.number, vm.window.address, disk::BLOCK as u32, false) {
-                Brought::Here(at) => vm.at = at,
-                Brought::Later => {
-                    vm.parked = true;
-                    return;
-                }
-                Brought::Unreachable => break,
-                Brought::NotFound => {
-                    vm.raise = false;
-                    return;
-                }
-            }
-        }
-        vm.parked = true;
-        self.retry = true;
     }
 
     pub(crate) fn complain(&mut self, text: &str) {

@@ -304,6 +304,9 @@ fn disk_bytes(system: &System, name: &str) -> Option<Vec<u8>> {
 /// Two honest guests, one mad one, a clumsy operator, and everything that can go wrong, from one seed.
 fn storm(seed: u64, rounds: usize, fails: usize, slow_pager: bool, restarts: bool) {
     let mut system = System::new(seed, DATA_FIRST + 100);
+    // What was there before must not be seen.
+    system.model.medium[DATA_FIRST as usize * BLOCK..].fill(0x5a);
+    system.model.safe[DATA_FIRST as usize * BLOCK..].fill(0x5a);
     // In pieces: between what is deleted again.
     for (name, blocks) in [("x", 10), ("p", 5), ("y", 10), ("q", 5), ("z", 70)] {
         assert_eq!(system.create(name, blocks), Response::Done);
@@ -605,4 +608,30 @@ fn one_flush_serves_all_who_wait() {
     assert_eq!((system.model.free(), system.server.under_way()), (7, 6));
     system.settle();
     assert!(system.model.vms.values().all(|memory| memory.bytes[COMPLETED] == 1));
+}
+
+#[test]
+fn a_new_disk_never_shows_what_was_there() {
+    let (mut before, mut after) = (0, 0);
+    for seed in 0..400 {
+        let mut system = System::new(seed, DATA_FIRST + 50);
+        system.model.medium[DATA_FIRST as usize * BLOCK..].fill(0x5a);
+        system.model.safe[DATA_FIRST as usize * BLOCK..].fill(0x5a);
+        system.settle();
+        system.begin(Request::Create { name: "a".into(), blocks: 20 });
+        for _ in 0..seed % 20 {
+            system.server.work(&mut system.model);
+            system.model.step();
+        }
+        system.model.cut();
+        system.restart();
+        match system.find("a") {
+            Some(_) => {
+                after += 1;
+                assert!(disk_bytes(&system, "a").unwrap().iter().all(|byte| *byte == 0), "seed {seed}");
+            }
+            None => before += 1,
+        }
+    }
+    assert!(before > 50 && after > 50, "{before} {after}");
 }

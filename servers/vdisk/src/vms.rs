@@ -8,12 +8,7 @@ use crate::{
     queue::{Own, Window},
     store::{Disk, Table},
 };
-use alloc::{
-    collections::BTreeMap,
-    rc::Rc,
-    string::{String, ToString},
-    vec::Vec,
-};
+use alloc::{collections::BTreeMap, rc::Rc, string::ToString, vec::Vec};
 use hashbrown::HashMap;
 use protocol::{
     disk::{Completion, DISKS},
@@ -128,7 +123,7 @@ impl Vms {
         self.sessions.keys().copied().collect()
     }
 
-    /// VMs that have a disk, or that do not leave although there is another reason to look: those in the way of `name`.
+    /// VMs that have a disk, those that are leaving included.
     pub fn holders(&self, name: &str) -> impl Iterator<Item = &Vm> {
         self.sessions.values().filter(move |vm| vm.disks.iter().any(|disk| &*disk.name == name))
     }
@@ -246,9 +241,4 @@ impl Vms {
 /// Whether a VM keeps others from a disk.
 pub fn in_the_way(vm: &Vm, wanted: &Wanted) -> bool {
     vm.disks.iter().any(|disk| *disk.name == *wanted.name && (!disk.read_only || !wanted.read_only))
-}
-
-/// The names of disks, for messages.
-pub fn names(wanted: &[Wanted]) -> String {
-    wanted.iter().map(|disk| disk.name.as_str()).collect::<Vec<_>>().join(", ")
 }
