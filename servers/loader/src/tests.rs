@@ -226,6 +226,8 @@ impl Peers for World {
                 swap_free: 0,
                 page_ins: 0,
                 page_outs: 0,
+                own: 0,
+                most_reads: 0,
             },
             other => panic!("{other:?}"),
         })
