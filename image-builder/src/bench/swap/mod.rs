@@ -41,6 +41,13 @@ pub(super) const BENCHMARK: Benchmark = Benchmark {
 };
 
 fn run(session: &mut Session) -> Result<Vec<Measurement>> {
+    match std::env::var("PART").as_deref() {
+        Ok("bytes") => return bytes::measure(session),
+        Ok("wake") => return wake::measure(session),
+        Ok("load") => return load::measure(session),
+        Ok("throughput") => return throughput::measure(session),
+        _ => {}
+    }
     let mut all = throughput::measure(session)?;
     all.extend(bytes::measure(session)?);
     all.extend(wake::measure(session)?);

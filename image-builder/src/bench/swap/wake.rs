@@ -17,7 +17,7 @@ use crate::session::Session;
 use crate::ui::Step;
 
 /// Nanoseconds of the machine's time after which enough VMs have woken.
-const END: u64 = 28_000_000_000;
+const END: u64 = 45_000_000_000;
 const LIMIT: Duration = Duration::from_secs(180);
 /// Nanoseconds before a wake in which nothing else must happen, and after it until which it is over.
 const BEFORE: u64 = 500_000_000;
