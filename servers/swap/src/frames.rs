@@ -187,8 +187,10 @@ pub struct FrameTable<'a> {
     first: Frame,
     records: &'a mut [Record],
     heads: &'a mut [u32],
-    /// First free record + 1; 0: none.
+    /// First and last free record + 1; 0: none. The one that has been free for the longest time is taken first, so that a frame which held a domain
+    /// does not soon hold another: old names of the domain stay old for as long as can be.
     free: u32,
+    last_free: u32,
     /// Records from this one on were never used.
     fresh: u32,
     used: u32,
@@ -221,6 +223,7 @@ impl<'a> FrameTable<'a> {
             records,
             heads,
             free: 0,
+            last_free: 0,
             fresh: reserved,
             used: reserved,
             reserved,
@@ -272,16 +275,16 @@ impl<'a> FrameTable<'a> {
 
     /// Gives `owner` a free frame and puts it on its list; `None` if there is none. Its contents are whatever was there.
     pub fn take(&mut self, list: &mut List, owner: u32, usage: Usage) -> Option<Frame> {
-        let index = match self.free.checked_sub(1) {
-            Some(index) => {
-                self.free = self.records.get(index as usize)?.next;
-                index
+        let index = if self.fresh < self.total() {
+            self.fresh += 1;
+            self.fresh - 1
+        } else {
+            let index = self.free.checked_sub(1)?;
+            self.free = self.records.get(index as usize)?.next;
+            if self.free == 0 {
+                self.last_free = 0;
             }
-            None if self.fresh < self.total() => {
-                self.fresh += 1;
-                self.fresh - 1
-            }
-            None => return None,
+            index
         };
         let record = self.records.get_mut(index as usize)?;
         (record.owner, record.chain, record.stamp) = (owner, 0, 0);
@@ -422,10 +425,19 @@ impl<'a> FrameTable<'a> {
         self.unchain(index);
         if let Some(record) = self.records.get_mut(index as usize) {
             record.key.store(0, Ordering::Release);
-            (record.next, record.previous, record.chain) = (self.free, 0, 0);
-            self.free = index + 1;
-            self.used -= 1;
+            (record.next, record.previous, record.chain) = (0, 0, 0);
+            self.enqueue_free(index);
         }
+    }
+
+    /// Puts a free record behind the other free ones.
+    fn enqueue_free(&mut self, index: u32) {
+        match self.last_free.checked_sub(1).and_then(|last| self.records.get_mut(last as usize)) {
+            Some(last) => last.next = index + 1,
+            None => self.free = index + 1,
+        }
+        self.last_free = index + 1;
+        self.used -= 1;
     }
 
     /// Puts a record into its hash chain.
@@ -493,7 +505,7 @@ impl<'a> FrameTable<'a> {
     /// become free.
     pub fn recover(&mut self, owners: &mut impl Owners) {
         self.heads.fill(0);
-        (self.free, self.fresh, self.used) = (0, self.total(), self.total());
+        (self.free, self.last_free, self.fresh, self.used) = (0, 0, self.total(), self.total());
         for index in self.reserved..self.total() {
             let Some(record) = self.records.get_mut(index as usize) else { return };
             (record.chain, record.next, record.previous) = (0, 0, 0);
@@ -506,9 +518,7 @@ impl<'a> FrameTable<'a> {
                 }
                 None => {
                     record.key.store(0, Ordering::Release);
-                    record.next = self.free;
-                    self.free = index + 1;
-                    self.used -= 1;
+                    self.enqueue_free(index);
                 }
             }
         }

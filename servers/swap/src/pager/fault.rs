@@ -88,7 +88,7 @@ impl Pager<'_> {
     }
 
     fn event(&mut self, machine: &mut impl Machine, batch: &mut Batch, event: &Event) {
-        let at = VmRef { frame: event.frame, generation: event.generation as u16 };
+        let at = VmRef { frame: event.frame, generation: event.generation };
         let place = place(event.tag);
         // Events of VMs that were destroyed meanwhile are void.
         let here = |vm: &&mut crate::record::VmRecord| {

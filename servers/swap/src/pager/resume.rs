@@ -96,7 +96,8 @@ impl Pager<'_> {
         } else {
             // What is left of it is the VM's for a while.
             if let Some(vm) = self.vms.get_mut(place) {
-                vm.grace = core::mem::take(&mut arrive.promised) as u16;
+                vm.grace = arrive.promised.min(u8::MAX.into()) as u8;
+                self.underway.promised -= core::mem::take(&mut arrive.promised) - u32::from(vm.grace);
             }
             if let Err(cause) = self.bring_back(machine, place, arrive) {
                 self.lose(place, cause);

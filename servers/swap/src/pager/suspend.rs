@@ -39,8 +39,8 @@ pub(super) const MOVES_MAX: usize = 64;
 /// Frames of a VM that is suspended: more than this and it is not looked at whole.
 const LOOK: u32 = 128;
 /// Frames that a VM which had to leave in the middle of its work is to find free when it comes back: at the first time, and at most.
-const ROOM_MIN: u16 = 16;
-const ROOM_MAX: u16 = 128;
+const ROOM_MIN: u8 = 16;
+const ROOM_MAX: u8 = 128;
 /// Laps after which a VM whose suspension failed is tried again.
 const FAILURES_MAX: u8 = 3;
 

@@ -238,7 +238,7 @@ impl World {
     }
 
     fn trap(domain: &mut crate::model::Domain, at: VmRef, kind: EventKind, code: u32, address: u64) {
-        let generation = u32::from(at.generation);
+        let generation = at.generation;
         let tag = domain.parameters.tag;
         let kind = kind as u32;
         let event = Event { frame: at.frame, generation, tag, kind, code, address, instruction: CODE + 99, value: 13 };
