@@ -10,7 +10,7 @@
 //! **It survives this server.** What a frame is (`owner`, `key`) is true at every moment: the key is written last when a frame
 //! is given out and first when it is taken back. Everything else, chains and lists, is made anew from that by
 //! [`FrameTable::recover`]. So a frame is never given out with a key that says more than is in it: a page that is still being filled or
-//! read is [`Usage::Incoming`], and becomes a [`Usage::Page`] when its contents are there.
+//! read is [`Usage::Incoming`] or [`Usage::Filling`], and becomes a [`Usage::Page`] when its contents are there.
 
 use core::sync::atomic::{AtomicU32, Ordering};
 use protocol::layout::PAGE;
@@ -33,8 +33,10 @@ pub enum Usage {
     Leaf(u32),
     /// A private page of a VM; the number of the page in its memory.
     Page(u32),
-    /// What is to be a private page once its contents are there.
+    /// What is to be a private page once its contents are there: they are being read.
     Incoming(u32),
+    /// The same: it is being filled, and nobody looks for it meanwhile.
+    Filling(u32),
     /// A part of a VM's page map; its number.
     Map(u32),
     /// A page of an image; the number of the page in a VM's memory.
@@ -66,6 +68,7 @@ impl Usage {
             Usage::ImageRecord => (10, 0),
             Usage::Records(number) => (11, number),
             Usage::Lost => (12, 0),
+            Usage::Filling(number) => (13, number),
         };
         kind << NUMBER_BITS | number & NUMBER
     }
@@ -85,13 +88,14 @@ impl Usage {
             10 => Usage::ImageRecord,
             11 => Usage::Records(number),
             12 => Usage::Lost,
+            13 => Usage::Filling(number),
             _ => return None,
         })
     }
 
     /// Whether [`FrameTable::find`] finds it.
     const fn is_found(self) -> bool {
-        !matches!(self, Usage::Own | Usage::Lost)
+        !matches!(self, Usage::Own | Usage::Lost | Usage::Filling(_) | Usage::Records(_) | Usage::Control | Usage::Root)
     }
 }
 
@@ -295,17 +299,17 @@ impl<'a> FrameTable<'a> {
         Some(self.first + index)
     }
 
-    /// Makes a page of what was [`Usage::Incoming`]: its contents are there.
+    /// Makes a page of what was [`Usage::Incoming`] or [`Usage::Filling`]: its contents are there.
     pub fn promote(&mut self, frame: Frame) {
-        if let Some(Usage::Incoming(page)) = self.usage(frame) {
+        if let Some(Usage::Incoming(page) | Usage::Filling(page)) = self.usage(frame) {
             self.turn(frame, Usage::Page(page));
         }
     }
 
-    /// Makes something of what was [`Usage::Incoming`]: its contents are there.
+    /// Makes something of what was [`Usage::Incoming`] or [`Usage::Filling`]: its contents are there.
     pub fn turn(&mut self, frame: Frame, usage: Usage) {
         let Some(index) = frame.checked_sub(self.first) else { return };
-        if !matches!(self.usage(frame), Some(Usage::Incoming(_))) {
+        if !matches!(self.usage(frame), Some(Usage::Incoming(_) | Usage::Filling(_))) {
             return;
         }
         self.unchain(index);

@@ -13,14 +13,7 @@ use crate::{
     region,
 };
 use alloc::{collections::BTreeMap, vec::Vec};
-use core::cmp::Reverse;
-use protocol::{
-    abi::{Error, NEVER},
-    domain::Control,
-    layout::SPACE_BASE,
-    memory::MapOperation,
-    service::VmRef,
-};
+use protocol::{abi::Error, domain::Control, layout::SPACE_BASE, memory::MapOperation, service::VmRef};
 
 /// Who had frames, as far as it is believed.
 struct Survivors<'a> {
@@ -34,7 +27,7 @@ impl Owners for Survivors<'_> {
     fn list(&mut self, owner: u32, usage: Usage) -> Option<&mut List> {
         // What was being filled is nothing; what holds a domain that nobody can name must not become anything else.
         match usage {
-            Usage::Incoming(_) => return None,
+            Usage::Incoming(_) | Usage::Filling(_) => return None,
             Usage::Lost => return Some(self.lost),
             _ => {}
         }
@@ -158,9 +151,8 @@ impl<'a> Pager<'a> {
             vm.set(LEAVING, true);
             self.leaving.push_back(place);
         }
-        if vm.wake != NEVER {
-            self.wakes.push(Reverse((vm.wake, place)));
-        }
+        let wake = vm.wake;
+        self.wake_at(wake, place);
         // Who waited for it asks again; what it was to be told is in its own state.
     }
 

@@ -159,7 +159,7 @@ impl Pager<'_> {
                     None => break,
                 },
             };
-            let frame = self.take(place, Usage::Incoming(0)).ok_or(NO_MEMORY)?;
+            let frame = self.take(place, Usage::Filling(0)).ok_or(NO_MEMORY)?;
             let promised = u32::from(arrive.promised > 0);
             (arrive.promised, self.underway.promised) = (arrive.promised - promised, self.underway.promised - promised);
             machine.write_frame(frame, 0, chunk).map_err(|_| NO_MEMORY)?;

@@ -23,9 +23,7 @@ use crate::{
     suspended::{self, CHUNK, Header, SEGMENT_CHUNKS},
 };
 use alloc::{boxed::Box, vec, vec::Vec};
-use core::cmp::Reverse;
 use protocol::{
-    abi::NEVER,
     domain::{Control, SavedDomain},
     memory::{PageState, Scan},
     service::{
@@ -287,8 +285,6 @@ impl Pager<'_> {
         let wake = vm.wake;
         self.suspended += 1;
         self.leaving.push_back(place);
-        if wake != NEVER {
-            self.wakes.push(Reverse((wake, place)));
-        }
+        self.wake_at(wake, place);
     }
 }
