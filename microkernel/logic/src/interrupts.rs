@@ -89,11 +89,9 @@ impl<M: Machine> Kernel<M> {
                 self.take_interrupts(frame);
                 self.wake(frame);
             }
-            State::Idle => {
-                if self.ends_idle(frame) {
-                    self.finish_idle(frame);
-                    self.wake(frame);
-                }
+            State::Idle if self.ends_idle(frame) => {
+                self.finish_idle(frame);
+                self.wake(frame);
             }
             _ => {}
         }
