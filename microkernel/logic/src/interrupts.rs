@@ -61,6 +61,7 @@ impl Page {
 
 impl<M: Machine> Kernel<M> {
     /// The virtual register page of a VM, if it is in memory and writable.
+    #[inline]
     fn register_page(&self, vm: Frame) -> Option<Page> {
         let block = self.machine.block(vm);
         if !block.is_vm() {
@@ -70,6 +71,7 @@ impl<M: Machine> Kernel<M> {
     }
 
     /// The same, about to be written.
+    #[inline]
     fn register_page_to_write(&mut self, vm: Frame) -> Option<Page> {
         let block = self.machine.block(vm);
         if !block.is_vm() {
@@ -98,10 +100,10 @@ impl<M: Machine> Kernel<M> {
     }
 
     /// Whether a pending line ends `idle`: without its page in memory a VM cannot say that it has masked it.
+    #[inline]
     pub(crate) fn ends_idle(&self, frame: Frame) -> bool {
         let pending = self.machine.block(frame).pending;
-        let mask = self.register_page(frame).map_or(u64::MAX, |page| page.mask(&self.machine));
-        pending & mask != 0
+        self.register_page(frame).map_or(pending, |page| pending & page.mask(&self.machine)) != 0
     }
 
     /// Ends the wait of a domain.

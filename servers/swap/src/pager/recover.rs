@@ -187,19 +187,23 @@ impl<'a> Pager<'a> {
     fn go_on(&mut self, machine: &mut impl Machine, place: u32, at: VmRef) {
         let Some(vm) = self.vms.get(place) else { return };
         let refused = Cause::Pager("the kernel refused to let it go on");
-        match vm.state() {
+        let state = vm.state();
+        match state {
             State::Running | State::Stopped | State::Ready => {
                 // One that does not run is stopped again by the trap that stopped it; one that waits for `Start` says so again.
                 if let Some(vm) = self.vms.get_mut(place) {
                     vm.set_state(State::Running);
                 }
+                let started = state == State::Running;
                 let state = machine.usage(at).map_or(0, |usage| usage.state);
                 let done = match state {
                     // It has ended itself, or it was about to be started and was not.
                     0 => {
-                        if machine.control(at, Control::Release, [0; 3]).is_err()
-                            && let Some(vm) = self.vms.get_mut(place)
-                        {
+                        let ended = machine.control(at, Control::Release, [0; 3]).is_ok();
+                        if !ended && !started {
+                            return self.stop(place, Cause::Pager("it was stopped before its pager was restarted"));
+                        }
+                        if !ended && let Some(vm) = self.vms.get_mut(place) {
                             vm.set_state(State::Created);
                         }
                         Ok(())

@@ -166,7 +166,7 @@ impl Pager<'_> {
             self.frames.turn(frame, usage);
             arrive.pages.extend(page.map(|page| (page, frame)));
         }
-        self.kept.page_ins += 1;
+        self.kept.page_ins += (bytes.len() / CHUNK) as u64;
         Ok(())
     }
 

@@ -352,3 +352,38 @@ fn many_that_start_at_once_all_get_done() {
         assert!(turns < 20_000, "{done:?}");
     }
 }
+
+#[test]
+fn who_had_to_leave_in_the_middle_of_its_work_comes_back_after_the_pager_has_died() {
+    let mut world = world();
+    let image = world.define();
+    for vm in 1..=20 {
+        world.create(vm, image, MEMORY).unwrap();
+        for page in 56..62 {
+            world.write(vm, page, vm as u8).unwrap();
+        }
+    }
+    // Somebody runs and is out of memory all the same.
+    let gone = (1..=20).find(|vm| world.model.find(*vm).is_none()).unwrap();
+    world.bury();
+    for vm in (1..=20).filter(|vm| *vm != gone) {
+        assert_eq!(world.ask(Request::Destroy(vm)), Response::Done);
+    }
+    world.settle();
+    assert!(world.model.find(gone).is_some_and(|(_, domain)| domain.state == DomainState::Runs));
+}
+
+#[test]
+fn a_vm_that_its_pager_has_stopped_stays_stopped_after_a_restart() {
+    let mut world = world();
+    let image = world.define();
+    world.create(1, image, MEMORY).unwrap();
+    world.write(1, 60, 1).unwrap();
+    let status = protocol::service::block_driver::Status::Failed;
+    world.with(|pager, model| pager.halt_for_test(model, 1, status));
+    world.turn(0, true);
+    assert!(world.stopped.contains_key(&1));
+    world.bury();
+    assert_eq!(world.ask(Request::Start(1)), Response::BadArgument);
+    assert!(world.model.find(1).is_some_and(|(_, domain)| domain.state == DomainState::Stopped));
+}
