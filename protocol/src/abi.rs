@@ -358,13 +358,13 @@ impl Reply {
 
 /// Names the domain, extent or caller that a call acts on.
 ///
-/// | kind (bits 60-63) | meaning | bits 0-31 | bits 32-47 | bits 48-59 |
-/// |---|---|---|---|---|
-/// | 0 own | the calling domain itself; the whole word is 0 | 0 | 0 | 0 |
-/// | 1 slot | the domain, or the extent, behind a slot | 0 | 0 | slot |
-/// | 2 pool | the domain whose control block lies in this frame of the extent behind a slot | frame | generation | slot |
-/// | 3 caller | the range lent by a caller that waits for our reply: the reply token itself | frame | sequence | sequence, high bits |
-/// | 4 zero | in transfers: a source of zero bytes | 0 | 0 | 0 |
+/// | kind (bits 60-63) | meaning | bits |
+/// |---|---|---|
+/// | 0 own | the calling domain itself | the whole word is 0 |
+/// | 1 slot | the domain, or the extent, behind a slot | 48-59 slot |
+/// | 2 pool | the domain whose control block lies in this frame of the extent behind a slot | 0-27 frame, 28-53 generation, 54-59 slot |
+/// | 3 caller | the range lent by a caller that waits for our reply: the reply token itself | 0-31 frame, 32-59 sequence |
+/// | 4 zero | in transfers: a source of zero bytes | |
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Target(pub u64);
 
@@ -381,8 +381,8 @@ pub enum TargetKind {
         slot: u8,
         /// Frame number of the control block.
         frame: u32,
-        /// Low 16 bits of the generation of that frame.
-        generation: u16,
+        /// Low [`Target::GENERATION_BITS`] bits of the generation of that frame.
+        generation: u32,
     },
     /// A caller waiting for a reply.
     Caller {
@@ -400,6 +400,11 @@ impl Target {
     pub const OWN: Target = Target(0);
     /// A source of zero bytes.
     pub const ZERO: Target = Target(4 << 60);
+    /// Bits of a generation that a pool target carries: a frame must hold so many domains after one another before an old name of one
+    /// could be taken for another.
+    pub const GENERATION_BITS: u32 = 26;
+    /// Those bits.
+    pub const GENERATION_MASK: u32 = (1 << Self::GENERATION_BITS) - 1;
     /// Bits of a call's sequence number that a token carries.
     pub const SEQUENCE_MASK: u32 = (1 << 28) - 1;
 
@@ -408,8 +413,9 @@ impl Target {
         Target(1 << 60 | (slot as u64) << 48)
     }
     /// The domain with its control block in `frame` of the extent behind `slot`.
-    pub const fn pool(slot: u8, frame: u32, generation: u16) -> Target {
-        Target(2 << 60 | (slot as u64) << 48 | (generation as u64) << 32 | frame as u64)
+    pub const fn pool(slot: u8, frame: u32, generation: u32) -> Target {
+        let generation = (generation & Self::GENERATION_MASK) as u64;
+        Target(2 << 60 | (slot as u64 & 63) << 54 | generation << 28 | frame as u64 & ((1 << 28) - 1))
     }
     /// The caller with this control block and call.
     pub const fn caller(frame: u32, sequence: u32) -> Target {
@@ -421,7 +427,11 @@ impl Target {
         Some(match self.0 >> 60 {
             0 if self.0 == 0 => TargetKind::Own,
             1 => TargetKind::Slot(slot),
-            2 => TargetKind::Pool { slot, frame: self.0 as u32, generation: (self.0 >> 32) as u16 },
+            2 => TargetKind::Pool {
+                slot: (self.0 >> 54) as u8 & 63,
+                frame: self.0 as u32 & ((1 << 28) - 1),
+                generation: (self.0 >> 28) as u32 & Self::GENERATION_MASK,
+            },
             3 => TargetKind::Caller { frame: self.0 as u32, sequence: (self.0 >> 32) as u32 & Self::SEQUENCE_MASK },
             4 => TargetKind::Zero,
             _ => return None,
@@ -478,9 +488,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn targets_round_trip(slot: u8, frame: u32, generation: u16, sequence: u32) {
+        fn targets_round_trip(slot in 0u8..64, frame: u32, generation: u32, sequence: u32) {
             prop_assert_eq!(Target::slot(slot).kind(), Some(TargetKind::Slot(slot)));
-            prop_assert_eq!(Target::pool(slot, frame, generation).kind(), Some(TargetKind::Pool { slot, frame, generation }));
+            let pool = TargetKind::Pool { slot, frame: frame >> 4, generation: generation & Target::GENERATION_MASK };
+            prop_assert_eq!(Target::pool(slot, frame >> 4, generation).kind(), Some(pool));
             prop_assert_eq!(
                 Target::caller(frame, sequence).kind(),
                 Some(TargetKind::Caller { frame, sequence: sequence & Target::SEQUENCE_MASK })

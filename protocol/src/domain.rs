@@ -181,7 +181,7 @@ pub const FAULT_EXECUTE: u32 = 1 << 4;
 pub struct Event {
     /// Frame of the domain's control block.
     pub frame: u32,
-    /// Low 16 bits of the frame's generation, for [`crate::abi::Target::pool`].
+    /// Low 26 bits of the frame's generation, for [`crate::abi::Target::pool`].
     pub generation: u32,
     /// The creator's tag.
     pub tag: u64,

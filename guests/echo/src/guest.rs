@@ -45,21 +45,13 @@ async fn tcp(stack: Stack<'static>) {
             continue;
         }
         while let Ok(count @ 1..) = socket.read(&mut buffer).await {
-            if write_all(&mut socket, &buffer[..count]).await.is_err() {
+            if ilwaco::net::write_all(&mut socket, &buffer[..count]).await.is_err() {
                 break;
             }
         }
         socket.close();
         let _ = socket.flush().await;
     }
-}
-
-async fn write_all(socket: &mut TcpSocket<'_>, mut bytes: &[u8]) -> Result<(), ilwaco::embassy_net::tcp::Error> {
-    while !bytes.is_empty() {
-        let count = socket.write(bytes).await?;
-        bytes = &bytes[count..];
-    }
-    Ok(())
 }
 
 async fn udp(stack: Stack<'static>) {

@@ -148,9 +148,9 @@ impl Server {
 
     async fn send(&self, socket: &mut TcpSocket<'_>, answer: Answer) -> Result<(), Error> {
         let write = async {
-            write_all(socket, answer.head.as_bytes()).await?;
+            ilwaco::net::write_all(socket, answer.head.as_bytes()).await?;
             match &answer.body {
-                Body::Memory(bytes) => write_all(socket, bytes).await,
+                Body::Memory(bytes) => ilwaco::net::write_all(socket, bytes).await,
                 Body::Disk { .. } => Ok(()),
             }
         };
@@ -181,7 +181,7 @@ impl Server {
                 return Err(Error::ConnectionReset);
             }
             let stop = piece.len().min(start + (end - at) as usize);
-            let write = write_all(socket, &piece[start..stop]);
+            let write = ilwaco::net::write_all(socket, &piece[start..stop]);
             with_timeout(ANSWER_TIMEOUT, write).await.unwrap_or(Err(Error::ConnectionReset))?;
             at += (stop - start) as u64;
         }
@@ -242,12 +242,4 @@ async fn end(socket: &mut TcpSocket<'_>, scratch: &mut [u8]) {
         socket.abort();
         let _ = with_timeout(CLOSE_TIMEOUT, socket.flush()).await;
     }
-}
-
-async fn write_all(socket: &mut TcpSocket<'_>, mut bytes: &[u8]) -> Result<(), Error> {
-    while !bytes.is_empty() {
-        let count = socket.write(bytes).await?;
-        bytes = &bytes[count..];
-    }
-    Ok(())
 }

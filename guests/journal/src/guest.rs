@@ -196,7 +196,7 @@ async fn connection(socket: &mut TcpSocket<'_>, journal: &Journal) -> Result<(),
     loop {
         let Some(end) = buffer[..filled].iter().position(|byte| *byte == b'\n') else {
             if filled == buffer.len() {
-                return write_all(socket, b"ERR the line is too long\n").await;
+                return ilwaco::net::write_all(socket, b"ERR the line is too long\n").await;
             }
             match socket.read(&mut buffer[filled..]).await? {
                 0 => return Ok(()),
@@ -226,16 +226,8 @@ async fn connection(socket: &mut TcpSocket<'_>, journal: &Journal) -> Result<(),
             Ok(Line::Last) => format!("LAST {}\n", journal.borrow().log.last()),
             Err(reason) => format!("ERR {reason}\n"),
         };
-        write_all(socket, answer.as_bytes()).await?;
+        ilwaco::net::write_all(socket, answer.as_bytes()).await?;
         buffer.copy_within(end + 1..filled, 0);
         filled -= end + 1;
     }
-}
-
-async fn write_all(socket: &mut TcpSocket<'_>, mut bytes: &[u8]) -> Result<(), Error> {
-    while !bytes.is_empty() {
-        let count = socket.write(bytes).await?;
-        bytes = &bytes[count..];
-    }
-    Ok(())
 }

@@ -58,7 +58,7 @@ async fn serve(stack: Stack<'static>, memory: &'static RefCell<Memory>) {
         }
         while let Some(line) = line(&mut socket).await {
             let text = answer(&mut memory.borrow_mut(), &line);
-            if write_all(&mut socket, text.as_bytes()).await.is_err() {
+            if ilwaco::net::write_all(&mut socket, text.as_bytes()).await.is_err() {
                 break;
             }
         }
@@ -80,12 +80,4 @@ async fn line(socket: &mut TcpSocket<'_>) -> Option<String> {
         }
         line.push(byte[0]);
     }
-}
-
-async fn write_all(socket: &mut TcpSocket<'_>, mut bytes: &[u8]) -> Result<(), ilwaco::embassy_net::tcp::Error> {
-    while !bytes.is_empty() {
-        let count = socket.write(bytes).await?;
-        bytes = bytes.get(count..).unwrap_or_default();
-    }
-    Ok(())
 }

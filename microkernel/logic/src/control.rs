@@ -84,7 +84,7 @@ impl<M: Machine> Kernel<M> {
         let block = self.machine.block_mut(frame);
         (block.tag, block.register_page) = (parameters.tag, page);
         (block.services, block.windows) = (services, parameters.windows);
-        let target = Target::pool(slot as u8, frame, block.generation as u16);
+        let target = Target::pool(slot as u8, frame, block.generation);
         self.machine.block_mut(me).registers.rdi = target.0;
         Ok(())
     }

@@ -12,7 +12,7 @@ use crate::{
     paging::UserRange,
 };
 use protocol::{
-    abi::{Error, Reply},
+    abi::{Error, Reply, Target},
     domain::{Event, EventKind, QUEUES, TRAP_QUEUE, queue_line},
     memory::BATCH,
 };
@@ -147,7 +147,7 @@ impl<M: Machine> Kernel<M> {
         let block = self.machine.block(from);
         let event = Event {
             frame: from,
-            generation: block.generation & 0xffff,
+            generation: block.generation & Target::GENERATION_MASK,
             tag: block.tag,
             kind: EventKind::Doorbell as u32,
             code: u32::from(queue),

@@ -61,6 +61,7 @@ impl Page {
 
 impl<M: Machine> Kernel<M> {
     /// The virtual register page of a VM, if it is in memory and writable.
+    #[inline]
     fn register_page(&self, vm: Frame) -> Option<Page> {
         let block = self.machine.block(vm);
         if !block.is_vm() {
@@ -70,6 +71,7 @@ impl<M: Machine> Kernel<M> {
     }
 
     /// The same, about to be written.
+    #[inline]
     fn register_page_to_write(&mut self, vm: Frame) -> Option<Page> {
         let block = self.machine.block(vm);
         if !block.is_vm() {
@@ -89,21 +91,19 @@ impl<M: Machine> Kernel<M> {
                 self.take_interrupts(frame);
                 self.wake(frame);
             }
-            State::Idle => {
-                if self.ends_idle(frame) {
-                    self.finish_idle(frame);
-                    self.wake(frame);
-                }
+            State::Idle if self.ends_idle(frame) => {
+                self.finish_idle(frame);
+                self.wake(frame);
             }
             _ => {}
         }
     }
 
     /// Whether a pending line ends `idle`: without its page in memory a VM cannot say that it has masked it.
+    #[inline]
     pub(crate) fn ends_idle(&self, frame: Frame) -> bool {
         let pending = self.machine.block(frame).pending;
-        let mask = self.register_page(frame).map_or(u64::MAX, |page| page.mask(&self.machine));
-        pending & mask != 0
+        self.register_page(frame).map_or(pending, |page| pending & page.mask(&self.machine)) != 0
     }
 
     /// Ends the wait of a domain.

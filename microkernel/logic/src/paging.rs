@@ -73,6 +73,16 @@ impl Entry {
     pub const fn is_device(self) -> bool {
         self.0 & UNCACHED != 0
     }
+    /// Whether the kernel may read it, or write it, for its domain. Device registers are not memory.
+    #[inline]
+    const fn may(self, write: bool) -> bool {
+        self.is_present() && (!write || self.is_writable()) && !self.is_device()
+    }
+    /// Physical address of `address` in it.
+    #[inline]
+    const fn physical(self, address: u64) -> u64 {
+        (self.frame() as u64) << 12 | address & (PAGE - 1)
+    }
     /// Whether it was used.
     pub const fn is_accessed(self) -> bool {
         self.0 & ACCESSED != 0
@@ -162,23 +172,22 @@ impl<M: Machine> Kernel<M> {
     #[inline]
     pub(crate) fn translate(&self, root: Frame, address: u64, write: bool) -> Result<u64, Missing> {
         let entry = self.entry(root, address);
-        if !entry.is_present() || (write && !entry.is_writable()) || entry.is_device() {
-            return Err(Missing { address, write });
-        }
-        Ok(u64::from(entry.frame()) << 12 | address & (PAGE - 1))
+        if entry.may(write) { Ok(entry.physical(address)) } else { Err(Missing { address, write }) }
     }
 
     /// The same, for the kernel's own use of the page on the domain's behalf: it counts as used, and as written.
     #[inline]
     pub(crate) fn reach(&mut self, root: Frame, address: u64, write: bool) -> Result<u64, Missing> {
         let table = self.leaf_table(root, address).ok_or(Missing { address, write })?;
-        let physical = self.translate(root, address, write)?;
-        let used = ACCESSED | if write { DIRTY } else { 0 };
         let entry = &mut self.machine.table_mut(table)[index(address, 1)];
+        if !entry.may(write) {
+            return Err(Missing { address, write });
+        }
+        let used = ACCESSED | if write { DIRTY } else { 0 };
         if entry.0 & used != used {
             entry.0 |= used;
         }
-        Ok(physical)
+        Ok(entry.physical(address))
     }
 
     /// Reads `bytes` from a range, which must be as long.

@@ -35,7 +35,7 @@ impl<M: Machine> Kernel<M> {
                     return Err(Error::Denied);
                 }
                 let whole = self.frames.generation(frame);
-                if whole as u16 != generation || !self.frames.is_block(frame, whole) {
+                if whole & Target::GENERATION_MASK != generation || !self.frames.is_block(frame, whole) {
                     return Err(Error::Gone);
                 }
                 Ok((frame, *capability))

@@ -74,8 +74,8 @@ pub const fn place(vm: VmNumber) -> u32 {
 pub struct VmRef {
     /// Frame number.
     pub frame: u32,
-    /// Low 16 bits of the generation.
-    pub generation: u16,
+    /// Low 26 bits of the generation.
+    pub generation: u32,
 }
 
 impl VmRef {

@@ -172,7 +172,7 @@ impl Server {
         while let Ok(count @ 1..) = hypercall::collect(Device::Console as u8, &mut events) {
             for event in &events[..count] {
                 if event.kind == EventKind::Doorbell as u32 {
-                    let at = VmRef { frame: event.frame, generation: event.generation as u16 };
+                    let at = VmRef { frame: event.frame, generation: event.generation };
                     self.rung(event.tag, Some(at));
                 }
             }

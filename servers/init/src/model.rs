@@ -36,7 +36,7 @@ pub struct Domain {
 pub struct Model {
     pub memory: BTreeMap<u64, Box<[u8; 4096]>>,
     pub domains: BTreeMap<u64, Domain>,
-    pub generation: u16,
+    pub generation: u32,
     pub events: Vec<Event>,
     pub now: u64,
     pub lines: Vec<String>,

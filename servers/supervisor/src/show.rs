@@ -33,6 +33,13 @@ pub fn vms(vms: &[VmInfo]) -> String {
     }
     let row = |vm: &VmInfo| {
         let [a, b, c, d] = vm.address;
+        // One that has left memory has nothing there, not even its count of time.
+        let out = vm.used == 0 && vm.stopped.is_none();
+        let state = match &vm.stopped {
+            Some(why) => format!("stopped: {why}"),
+            None if out => "swapped out".to_string(),
+            None => "running".to_string(),
+        };
         [
             vm.number.to_string(),
             vm.name.clone(),
@@ -40,8 +47,8 @@ pub fn vms(vms: &[VmInfo]) -> String {
             format!("{a}.{b}.{c}.{d}"),
             memory(vm.memory),
             memory(vm.used),
-            time(vm.cpu_time),
-            vm.stopped.as_ref().map_or_else(|| "running".to_string(), |why| format!("stopped: {why}")),
+            if out { "-".to_string() } else { time(vm.cpu_time) },
+            state,
         ]
     };
     let heads = [">VM", "NAME", "IMAGE", "ADDRESS", ">MEMORY", ">USED", ">CPU", "STATE"];
@@ -154,9 +161,11 @@ mod tests {
             stopped: None,
         };
         let stopped = VmInfo { number: 4, stopped: Some("exit with code 3".into()), ..vm.clone() };
-        let text = vms(&[vm, stopped]);
+        let out = VmInfo { used: 0, cpu_time: 0, ..vm.clone() };
+        let text = vms(&[vm, stopped, out]);
         assert!(text.lines().nth(1).unwrap().ends_with("0.001 s  running"));
         assert!(text.lines().nth(2).unwrap().ends_with("stopped: exit with code 3"));
+        assert!(text.lines().nth(3).unwrap().ends_with("0 KiB        -  swapped out"), "{text}");
         assert!(text.contains("10.0.2.15"));
         assert_eq!(vms(&[]), "there are no VMs\n");
     }

@@ -10,7 +10,7 @@
 //! **It survives this server.** What a frame is (`owner`, `key`) is true at every moment: the key is written last when a frame
 //! is given out and first when it is taken back. Everything else, chains and lists, is made anew from that by
 //! [`FrameTable::recover`]. So a frame is never given out with a key that says more than is in it: a page that is still being filled or
-//! read is [`Usage::Incoming`], and becomes a [`Usage::Page`] when its contents are there.
+//! read is [`Usage::Incoming`] or [`Usage::Filling`], and becomes a [`Usage::Page`] when its contents are there.
 
 use core::sync::atomic::{AtomicU32, Ordering};
 use protocol::layout::PAGE;
@@ -33,8 +33,10 @@ pub enum Usage {
     Leaf(u32),
     /// A private page of a VM; the number of the page in its memory.
     Page(u32),
-    /// What is to be a private page once its contents are there.
+    /// What is to be a private page once its contents are there: they are being read.
     Incoming(u32),
+    /// The same: it is being filled, and nobody looks for it meanwhile.
+    Filling(u32),
     /// A part of a VM's page map; its number.
     Map(u32),
     /// A page of an image; the number of the page in a VM's memory.
@@ -66,6 +68,7 @@ impl Usage {
             Usage::ImageRecord => (10, 0),
             Usage::Records(number) => (11, number),
             Usage::Lost => (12, 0),
+            Usage::Filling(number) => (13, number),
         };
         kind << NUMBER_BITS | number & NUMBER
     }
@@ -85,13 +88,14 @@ impl Usage {
             10 => Usage::ImageRecord,
             11 => Usage::Records(number),
             12 => Usage::Lost,
+            13 => Usage::Filling(number),
             _ => return None,
         })
     }
 
     /// Whether [`FrameTable::find`] finds it.
     const fn is_found(self) -> bool {
-        !matches!(self, Usage::Own | Usage::Lost)
+        !matches!(self, Usage::Own | Usage::Lost | Usage::Filling(_) | Usage::Records(_) | Usage::Control | Usage::Root)
     }
 }
 
@@ -187,8 +191,10 @@ pub struct FrameTable<'a> {
     first: Frame,
     records: &'a mut [Record],
     heads: &'a mut [u32],
-    /// First free record + 1; 0: none.
+    /// First and last free record + 1; 0: none. The one that has been free for the longest time is taken first, so that a frame which held a domain
+    /// does not soon hold another: old names of the domain stay old for as long as can be.
     free: u32,
+    last_free: u32,
     /// Records from this one on were never used.
     fresh: u32,
     used: u32,
@@ -221,6 +227,7 @@ impl<'a> FrameTable<'a> {
             records,
             heads,
             free: 0,
+            last_free: 0,
             fresh: reserved,
             used: reserved,
             reserved,
@@ -272,16 +279,16 @@ impl<'a> FrameTable<'a> {
 
     /// Gives `owner` a free frame and puts it on its list; `None` if there is none. Its contents are whatever was there.
     pub fn take(&mut self, list: &mut List, owner: u32, usage: Usage) -> Option<Frame> {
-        let index = match self.free.checked_sub(1) {
-            Some(index) => {
-                self.free = self.records.get(index as usize)?.next;
-                index
+        let index = if self.fresh < self.total() {
+            self.fresh += 1;
+            self.fresh - 1
+        } else {
+            let index = self.free.checked_sub(1)?;
+            self.free = self.records.get(index as usize)?.next;
+            if self.free == 0 {
+                self.last_free = 0;
             }
-            None if self.fresh < self.total() => {
-                self.fresh += 1;
-                self.fresh - 1
-            }
-            None => return None,
+            index
         };
         let record = self.records.get_mut(index as usize)?;
         (record.owner, record.chain, record.stamp) = (owner, 0, 0);
@@ -292,17 +299,17 @@ impl<'a> FrameTable<'a> {
         Some(self.first + index)
     }
 
-    /// Makes a page of what was [`Usage::Incoming`]: its contents are there.
+    /// Makes a page of what was [`Usage::Incoming`] or [`Usage::Filling`]: its contents are there.
     pub fn promote(&mut self, frame: Frame) {
-        if let Some(Usage::Incoming(page)) = self.usage(frame) {
+        if let Some(Usage::Incoming(page) | Usage::Filling(page)) = self.usage(frame) {
             self.turn(frame, Usage::Page(page));
         }
     }
 
-    /// Makes something of what was [`Usage::Incoming`]: its contents are there.
+    /// Makes something of what was [`Usage::Incoming`] or [`Usage::Filling`]: its contents are there.
     pub fn turn(&mut self, frame: Frame, usage: Usage) {
         let Some(index) = frame.checked_sub(self.first) else { return };
-        if !matches!(self.usage(frame), Some(Usage::Incoming(_))) {
+        if !matches!(self.usage(frame), Some(Usage::Incoming(_) | Usage::Filling(_))) {
             return;
         }
         self.unchain(index);
@@ -422,10 +429,19 @@ impl<'a> FrameTable<'a> {
         self.unchain(index);
         if let Some(record) = self.records.get_mut(index as usize) {
             record.key.store(0, Ordering::Release);
-            (record.next, record.previous, record.chain) = (self.free, 0, 0);
-            self.free = index + 1;
-            self.used -= 1;
+            (record.next, record.previous, record.chain) = (0, 0, 0);
+            self.enqueue_free(index);
         }
+    }
+
+    /// Puts a free record behind the other free ones.
+    fn enqueue_free(&mut self, index: u32) {
+        match self.last_free.checked_sub(1).and_then(|last| self.records.get_mut(last as usize)) {
+            Some(last) => last.next = index + 1,
+            None => self.free = index + 1,
+        }
+        self.last_free = index + 1;
+        self.used -= 1;
     }
 
     /// Puts a record into its hash chain.
@@ -493,7 +509,7 @@ impl<'a> FrameTable<'a> {
     /// become free.
     pub fn recover(&mut self, owners: &mut impl Owners) {
         self.heads.fill(0);
-        (self.free, self.fresh, self.used) = (0, self.total(), self.total());
+        (self.free, self.last_free, self.fresh, self.used) = (0, 0, self.total(), self.total());
         for index in self.reserved..self.total() {
             let Some(record) = self.records.get_mut(index as usize) else { return };
             (record.chain, record.next, record.previous) = (0, 0, 0);
@@ -506,9 +522,7 @@ impl<'a> FrameTable<'a> {
                 }
                 None => {
                     record.key.store(0, Ordering::Release);
-                    record.next = self.free;
-                    self.free = index + 1;
-                    self.used -= 1;
+                    self.enqueue_free(index);
                 }
             }
         }

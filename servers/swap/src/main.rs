@@ -82,7 +82,7 @@ fn main(startup: Startup) -> ! {
 }
 
 fn mib(pager: &Pager) -> u64 {
-    (pager.available() * PAGE) >> 20
+    (u64::from(pager.frames()) * PAGE) >> 20
 }
 
 /// Sets up the pager, or finds again what the one before has left.

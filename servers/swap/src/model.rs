@@ -57,7 +57,7 @@ pub struct Mapped {
 
 #[derive(Debug)]
 pub struct Domain {
-    pub generation: u16,
+    pub generation: u32,
     pub parameters: DomainParameters,
     pub state: DomainState,
     pub held: bool,
@@ -95,7 +95,7 @@ pub struct Model {
     pub slot: u8,
     pub first: Frame,
     pub types: Vec<Type>,
-    generations: Vec<u16>,
+    generations: Vec<u32>,
     pub contents: Vec<Box<Page>>,
     pub domains: BTreeMap<Frame, Domain>,
     /// Parts of the table of VMs that a dead pager has left.
@@ -193,7 +193,7 @@ impl Model {
         waiting
             .map(|(frame, domain)| {
                 domain.queued = false;
-                Event { frame: *frame, generation: domain.generation.into(), ..domain.trap.unwrap() }
+                Event { frame: *frame, generation: domain.generation, ..domain.trap.unwrap() }
             })
             .collect()
     }

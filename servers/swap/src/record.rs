@@ -86,14 +86,14 @@ pub struct VmRecord {
     /// Frames promised to it, if there is no swap space.
     pub promised: u32,
     /// Generation of the control block.
-    pub generation: u16,
+    pub generation: u32,
     /// Segments, suspended as it is.
     pub segments: u16,
     state: u8,
     /// Chunks of its last segment, suspended as it is.
     pub last: u8,
     /// Frames that it is to find free when it comes back: the more, the oftener it had to leave in the middle of its work.
-    pub room: u16,
+    pub room: u8,
 
     // -- made anew by a restarted pager --
     /// Its frames.
@@ -109,11 +109,11 @@ pub struct VmRecord {
     /// Faults served.
     pub faults: u32,
     /// Instruction and address of its last fault that took nothing to serve, mixed.
-    idle_place: u32,
+    idle_place: u16,
     /// Reads and writes of its region that are under way.
     pub under_way: u16,
     /// Free frames that are kept for it, for a while after it has come back.
-    pub grace: u16,
+    pub grace: u8,
     /// How it touched the page that it waits for, + 1; 0: it waits for none.
     pub fault: u8,
     /// Flags.
@@ -210,7 +210,8 @@ impl VmRecord {
     /// emulator does that: QEMU makes far calls and returns in ring 3 touch the stack as the kernel would, which SMAP forbids.)
     pub fn count_idle(&mut self, address: u64, instruction: u64) -> bool {
         let mixed = address ^ instruction.rotate_left(32);
-        let place = (mixed ^ mixed >> 32) as u32;
+        let mixed = mixed ^ mixed >> 32;
+        let place = (mixed ^ mixed >> 16) as u16;
         self.idle_faults = if place == self.idle_place { self.idle_faults.saturating_add(1) } else { 1 };
         self.idle_place = place;
         self.idle_faults > IDLE_FAULTS_MAX

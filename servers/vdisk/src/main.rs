@@ -199,7 +199,7 @@ impl Server {
             };
             for event in &events[..count] {
                 if event.kind == EventKind::Doorbell as u32 {
-                    let at = VmRef { frame: event.frame, generation: event.generation as u16 };
+                    let at = VmRef { frame: event.frame, generation: event.generation };
                     self.core.rung(event.tag, at);
                 }
             }

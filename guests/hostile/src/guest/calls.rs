@@ -136,8 +136,9 @@ fn address_argument(number: Number) -> Option<usize> {
         Number::Transfer | Number::DebugWrite | Number::SetBuffer => Some(0),
         Number::Send | Number::Call | Number::Reply | Number::ReplyWait => Some(1),
         Number::Collect | Number::Map | Number::CapabilityInfo | Number::DomainUsage => Some(1),
+        Number::DomainSave | Number::DomainRestore => Some(1),
         Number::DomainCreate => Some(2),
-        Number::CapabilityCopy => Some(3),
+        Number::CapabilityCopy | Number::Scan => Some(3),
         _ => None,
     }
 }
@@ -176,7 +177,7 @@ fn random_argument(random: &mut Random) -> u64 {
         0 => 0,
         1 => random.below(64),
         2 => Target::slot(random.next() as u8).0,
-        3 => Target::pool(random.next() as u8, random.below(1 << 20) as u32, random.below(4) as u16).0,
+        3 => Target::pool(random.next() as u8, random.below(1 << 20) as u32, random.below(4) as u32).0,
         4 => Target::caller(random.below(1 << 20) as u32, random.below(1000) as u32).0,
         5 => 1 << random.below(64),
         6 => (1u64 << random.below(64)).wrapping_sub(1),

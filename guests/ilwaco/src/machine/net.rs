@@ -9,7 +9,7 @@ use crate::packets::{Outgoing, Received};
 use alloc::boxed::Box;
 use core::{cell::RefCell, task::Context};
 use embassy_executor::Spawner;
-use embassy_net::{Config, Ipv4Cidr, Stack, StackResources, StaticConfigV4};
+use embassy_net::{Config, Ipv4Cidr, Stack, StackResources, StaticConfigV4, tcp::TcpSocket};
 use embassy_net_driver::{Capabilities, Driver, HardwareAddress, LinkState, RxToken, TxToken};
 use protocol::nic::FRAME_MAX;
 
@@ -36,6 +36,15 @@ pub fn start<const SOCKETS: usize>(spawner: Spawner) -> Stack<'static> {
         embassy_net::new(Interface { nic: RefCell::new(nic) }, config, resources, random::next_u64());
     spawner.spawn(executor::task(async move { runner.run().await }));
     stack
+}
+
+/// Sends all of `bytes`, waiting for room in the socket's buffer as often as need be.
+pub async fn write_all(socket: &mut TcpSocket<'_>, mut bytes: &[u8]) -> Result<(), embassy_net::tcp::Error> {
+    while !bytes.is_empty() {
+        let count = socket.write(bytes).await?;
+        bytes = bytes.get(count..).unwrap_or_default();
+    }
+    Ok(())
 }
 
 /// The NIC as embassy-net wants it.

@@ -22,7 +22,7 @@ fn value() -> impl Strategy<Value = u64> {
         Just(u64::from(ALL)),
         0u64..64,
         (0u64..PAGES * PAGE / 8).prop_map(|offset| BASE + offset * 8),
-        (0u64..60).prop_map(|frame| 2 << 60 | u64::from(ALL) << 48 | frame),
+        (0u64..60).prop_map(|frame| 2 << 60 | u64::from(ALL) << 54 | frame),
         (0u64..60, 0u64..4).prop_map(|(frame, sequence)| 3 << 60 | sequence << 32 | frame),
         (0u64..64).prop_map(|slot| 1 << 60 | slot << 48),
         Just(u64::MAX),

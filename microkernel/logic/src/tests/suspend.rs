@@ -21,7 +21,7 @@ fn pair() -> (World, Frame, Frame, Target) {
     let generation = world.kernel.frames.generation(pager);
     world.kernel.machine.block_mut(vm).services = [DomainRef { frame: pager, generation }; 4];
     world.poke(vm, MASK, &u64::MAX.to_le_bytes());
-    let target = Target::pool(ALL, vm, world.kernel.frames.generation(vm) as u16);
+    let target = Target::pool(ALL, vm, world.kernel.frames.generation(vm));
     (world, pager, vm, target)
 }
 
@@ -49,7 +49,7 @@ fn successor(world: &mut World, old: Frame) -> (Frame, Target) {
     let services = world.kernel.machine.block(old).services;
     let block = world.kernel.machine.block_mut(frame);
     (block.register_page, block.services) = (BASE, services);
-    (frame, Target::pool(ALL, frame, world.kernel.frames.generation(frame) as u16))
+    (frame, Target::pool(ALL, frame, world.kernel.frames.generation(frame)))
 }
 
 fn events(world: &mut World, pager: Frame) -> u64 {

@@ -113,7 +113,7 @@ impl Pager<'_> {
         }
         if !self.vms.has(part) {
             let room = self.vms.reserve(part) && self.reserve_queues();
-            let frame = if room { self.frames.take(&mut self.own, super::SELF, Usage::Incoming(0)) } else { None };
+            let frame = if room { self.frames.take(&mut self.own, super::SELF, Usage::Filling(0)) } else { None };
             let frame = frame.ok_or(Response::OutOfMemory)?;
             let Some(records) = machine.map_records(frame, true) else {
                 self.frames.give(&mut self.own, frame);
@@ -147,7 +147,7 @@ impl Pager<'_> {
         lent: Target,
         windows: [Window; 3],
     ) -> Result<VmRef, Response> {
-        let registers = self.take(place, Usage::Incoming(0)).ok_or(Response::OutOfMemory)?;
+        let registers = self.take(place, Usage::Filling(0)).ok_or(Response::OutOfMemory)?;
         let mut copy = [TransferOperation { from: lent.0, from_address: 0, ..self.fill(None, registers) }];
         machine::transfer_all(machine, &mut copy).map_err(|_| Response::BadArgument)?;
         if copy[0].status != 0 {

@@ -88,7 +88,7 @@ impl Pager<'_> {
     }
 
     fn event(&mut self, machine: &mut impl Machine, batch: &mut Batch, event: &Event) {
-        let at = VmRef { frame: event.frame, generation: event.generation as u16 };
+        let at = VmRef { frame: event.frame, generation: event.generation };
         let place = place(event.tag);
         // Events of VMs that were destroyed meanwhile are void.
         let here = |vm: &&mut crate::record::VmRecord| {
@@ -156,9 +156,10 @@ impl Pager<'_> {
 
     /// What a VM has of a page.
     fn present(&self, machine: &mut impl Machine, place: u32, page: u32) -> Present {
+        let reads = self.vms.get(place).is_some_and(|vm| vm.under_way > 0);
         if let Some(frame) = self.frames.find(place, Usage::Page(page)) {
             Present::Private(frame)
-        } else if self.frames.find(place, Usage::Incoming(page)).is_some() {
+        } else if reads && self.frames.find(place, Usage::Incoming(page)).is_some() {
             Present::Coming
         } else if self.has_swap() && self.entry(machine, place, page).is_valid() {
             Present::Swapped
@@ -253,7 +254,7 @@ impl Pager<'_> {
                 if short || self.tables(place, page, &mut batch.operations).is_none() {
                     return Ok(Served::Stalls);
                 }
-                let Some(frame) = self.take(place, Usage::Incoming(page)) else { return Ok(Served::Stalls) };
+                let Some(frame) = self.take(place, Usage::Filling(page)) else { return Ok(Served::Stalls) };
                 let map = self.map_page(page, frame, 1, access);
                 if from.is_some() {
                     // A shared page may be mapped there; if none is, nothing happens.

@@ -12,7 +12,10 @@ use crate::{
     suspended::SEGMENT_CHUNKS,
 };
 use core::cmp::Reverse;
+use protocol::abi::NEVER;
 
+/// Notes of when VMs are to be woken that are kept at least.
+const WAKES_KEPT: usize = 64;
 /// Frames that a VM gets on top of what it brings along: page tables, control block, and the first pages that it touches.
 const FRAMES: u32 = 10;
 
@@ -64,12 +67,31 @@ impl Pager<'_> {
         true
     }
 
+    /// Notes when a suspended VM is to be woken.
+    pub(super) fn wake_at(&mut self, time: u64, place: u32) {
+        if time == NEVER {
+            return;
+        }
+        // A VM that comes back before its time leaves its note behind. They are cleared away before they are more than the others.
+        if self.wakes.len() > 2 * self.suspended as usize + WAKES_KEPT {
+            let mut notes = core::mem::take(&mut self.wakes).into_vec();
+            notes.sort_unstable();
+            notes.dedup();
+            notes.retain(|Reverse((time, place))| self.is_to_wake(*place, *time));
+            self.wakes = notes.into();
+        }
+        self.wakes.push(Reverse((time, place)));
+    }
+
+    fn is_to_wake(&self, place: u32, time: u64) -> bool {
+        self.vms.get(place).is_some_and(|vm| vm.state() == State::Suspended && vm.wake == time)
+    }
+
     /// Wakes VMs whose deadline has come.
     fn wake(&mut self, now: u64) {
         while let Some(Reverse((time, place))) = self.wakes.peek().copied().filter(|Reverse((time, _))| *time <= now) {
             self.wakes.pop();
-            let due = self.vms.get(place).is_some_and(|vm| vm.state() == State::Suspended && vm.wake == time);
-            if due {
+            if self.is_to_wake(place, time) {
                 self.want(place);
             }
         }
@@ -131,9 +153,11 @@ impl Pager<'_> {
             self.clock.unblock();
         }
         // Segments that waited for slots.
-        for place in self.underway.places() {
-            self.go_on_leaving(machine, place);
-            self.go_on_arriving(machine, place);
+        if self.underway.moves() > 0 {
+            for place in self.underway.places() {
+                self.go_on_leaving(machine, place);
+                self.go_on_arriving(machine, place);
+            }
         }
         if self.reclaims() {
             self.reclaim(machine);

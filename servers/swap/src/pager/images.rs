@@ -56,7 +56,7 @@ impl Pager<'_> {
         parts: &[ImagePart],
         frames: &mut List,
     ) -> Result<(), Response> {
-        let frame = self.frames.take(frames, IMAGES + number, Usage::Incoming(0)).ok_or(Response::OutOfMemory)?;
+        let frame = self.frames.take(frames, IMAGES + number, Usage::Filling(0)).ok_or(Response::OutOfMemory)?;
         machine.write_frame(frame, 0, &image::record(parts)).map_err(|_| Response::OutOfMemory)?;
         self.frames.turn(frame, Usage::ImageRecord);
         Ok(())

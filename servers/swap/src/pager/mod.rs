@@ -290,6 +290,23 @@ impl<'a> Pager<'a> {
         (self.frames.used() - self.frames.reserved() - self.own.len() - self.lost.len(), self.underway.moves())
     }
 
+    /// Stops a VM as when its region cannot be written.
+    #[cfg(test)]
+    pub fn halt_for_test(
+        &mut self,
+        machine: &mut impl Machine,
+        place: u32,
+        status: protocol::service::block_driver::Status,
+    ) {
+        self.halt(machine, place, Cause::Swap("its memory cannot be written to swap space", status));
+    }
+
+    /// Frames that are to become free, and free ones that are spoken for.
+    #[cfg(test)]
+    pub fn spoken_for(&self) -> (u32, u32) {
+        (self.underway.freeing, self.underway.promised)
+    }
+
     /// Units of swap space that VMs have.
     #[cfg(test)]
     pub fn units_in_use(&self) -> u32 {

@@ -10,9 +10,6 @@ use crate::{
 use alloc::vec::Vec;
 use protocol::layout::PAGE;
 
-/// The number of what is to be a part of a map: no page has it.
-const MAP_IN_MAKING: u32 = (1 << 28) - 1;
-
 /// Entries of the pages of a unit at most.
 pub(super) type Entries = [Entry; UNIT_BLOCKS as usize];
 
@@ -63,7 +60,7 @@ impl Pager<'_> {
                 return true;
             }
             // It is nothing before it is empty.
-            let Some(frame) = self.take(place, Usage::Incoming(MAP_IN_MAKING)) else { return false };
+            let Some(frame) = self.take(place, Usage::Filling(0)) else { return false };
             if machine.write_frame(frame, 0, &[0; PAGE as usize]).is_err() {
                 self.give(place, frame);
                 return false;

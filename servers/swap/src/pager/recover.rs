@@ -13,14 +13,7 @@ use crate::{
     region,
 };
 use alloc::{collections::BTreeMap, vec::Vec};
-use core::cmp::Reverse;
-use protocol::{
-    abi::{Error, NEVER},
-    domain::Control,
-    layout::SPACE_BASE,
-    memory::MapOperation,
-    service::VmRef,
-};
+use protocol::{abi::Error, domain::Control, layout::SPACE_BASE, memory::MapOperation, service::VmRef};
 
 /// Who had frames, as far as it is believed.
 struct Survivors<'a> {
@@ -34,7 +27,7 @@ impl Owners for Survivors<'_> {
     fn list(&mut self, owner: u32, usage: Usage) -> Option<&mut List> {
         // What was being filled is nothing; what holds a domain that nobody can name must not become anything else.
         match usage {
-            Usage::Incoming(_) => return None,
+            Usage::Incoming(_) | Usage::Filling(_) => return None,
             Usage::Lost => return Some(self.lost),
             _ => {}
         }
@@ -158,9 +151,8 @@ impl<'a> Pager<'a> {
             vm.set(LEAVING, true);
             self.leaving.push_back(place);
         }
-        if vm.wake != NEVER {
-            self.wakes.push(Reverse((vm.wake, place)));
-        }
+        let wake = vm.wake;
+        self.wake_at(wake, place);
         // Who waited for it asks again; what it was to be told is in its own state.
     }
 
@@ -195,19 +187,23 @@ impl<'a> Pager<'a> {
     fn go_on(&mut self, machine: &mut impl Machine, place: u32, at: VmRef) {
         let Some(vm) = self.vms.get(place) else { return };
         let refused = Cause::Pager("the kernel refused to let it go on");
-        match vm.state() {
+        let state = vm.state();
+        match state {
             State::Running | State::Stopped | State::Ready => {
                 // One that does not run is stopped again by the trap that stopped it; one that waits for `Start` says so again.
                 if let Some(vm) = self.vms.get_mut(place) {
                     vm.set_state(State::Running);
                 }
+                let started = state == State::Running;
                 let state = machine.usage(at).map_or(0, |usage| usage.state);
                 let done = match state {
                     // It has ended itself, or it was about to be started and was not.
                     0 => {
-                        if machine.control(at, Control::Release, [0; 3]).is_err()
-                            && let Some(vm) = self.vms.get_mut(place)
-                        {
+                        let ended = machine.control(at, Control::Release, [0; 3]).is_ok();
+                        if !ended && !started {
+                            return self.stop(place, Cause::Pager("it was stopped before its pager was restarted"));
+                        }
+                        if !ended && let Some(vm) = self.vms.get_mut(place) {
                             vm.set_state(State::Created);
                         }
                         Ok(())

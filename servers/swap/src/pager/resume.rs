@@ -96,7 +96,8 @@ impl Pager<'_> {
         } else {
             // What is left of it is the VM's for a while.
             if let Some(vm) = self.vms.get_mut(place) {
-                vm.grace = core::mem::take(&mut arrive.promised) as u16;
+                vm.grace = arrive.promised.min(u8::MAX.into()) as u8;
+                self.underway.promised -= core::mem::take(&mut arrive.promised) - u32::from(vm.grace);
             }
             if let Err(cause) = self.bring_back(machine, place, arrive) {
                 self.lose(place, cause);
@@ -158,14 +159,14 @@ impl Pager<'_> {
                     None => break,
                 },
             };
-            let frame = self.take(place, Usage::Incoming(0)).ok_or(NO_MEMORY)?;
+            let frame = self.take(place, Usage::Filling(0)).ok_or(NO_MEMORY)?;
             let promised = u32::from(arrive.promised > 0);
             (arrive.promised, self.underway.promised) = (arrive.promised - promised, self.underway.promised - promised);
             machine.write_frame(frame, 0, chunk).map_err(|_| NO_MEMORY)?;
             self.frames.turn(frame, usage);
             arrive.pages.extend(page.map(|page| (page, frame)));
         }
-        self.kept.page_ins += 1;
+        self.kept.page_ins += (bytes.len() / CHUNK) as u64;
         Ok(())
     }
 

@@ -23,9 +23,7 @@ use crate::{
     suspended::{self, CHUNK, Header, SEGMENT_CHUNKS},
 };
 use alloc::{boxed::Box, vec, vec::Vec};
-use core::cmp::Reverse;
 use protocol::{
-    abi::NEVER,
     domain::{Control, SavedDomain},
     memory::{PageState, Scan},
     service::{
@@ -39,8 +37,8 @@ pub(super) const MOVES_MAX: usize = 64;
 /// Frames of a VM that is suspended: more than this and it is not looked at whole.
 const LOOK: u32 = 128;
 /// Frames that a VM which had to leave in the middle of its work is to find free when it comes back: at the first time, and at most.
-const ROOM_MIN: u16 = 16;
-const ROOM_MAX: u16 = 128;
+const ROOM_MIN: u8 = 16;
+const ROOM_MAX: u8 = 128;
 /// Laps after which a VM whose suspension failed is tried again.
 const FAILURES_MAX: u8 = 3;
 
@@ -98,6 +96,7 @@ impl Pager<'_> {
         let leave = Leave {
             force,
             state,
+            frames,
             pages,
             maps: resident.maps,
             segments,
@@ -190,6 +189,7 @@ impl Pager<'_> {
             machine.fill_buffer(disk, slot, 0, bytes);
             self.begin(disk, slot, Job::Out { place });
             machine.submit(disk, slot, Operation::Write, block, chunks);
+            self.kept.page_outs += u64::from(chunks);
             (leave.left, leave.writing) = (segment, leave.writing + 1);
         }
         let over = leave.writing == 0 && (leave.left == 0 || leave.failed.is_some());
@@ -235,7 +235,6 @@ impl Pager<'_> {
         if status != Status::Ok {
             leave.failed = Some(status);
         }
-        self.kept.page_outs += u64::from(status == Status::Ok);
         self.write_segments(machine, place, leave);
     }
 
@@ -251,8 +250,7 @@ impl Pager<'_> {
     /// All of it is written, or it failed: the VM is gone, or goes on.
     fn suspended(&mut self, machine: &mut impl Machine, place: u32, leave: Leave) {
         let Some(vm) = self.vms.get_mut(place) else { return };
-        let frames = vm.frames.len();
-        self.underway.freeing = self.underway.freeing.saturating_sub(frames);
+        self.underway.freeing -= leave.frames;
         vm.set(MOVING, false);
         let wanted = vm.set(WANTED, false) || vm.waiting != 0;
         let (Some(at), failures) = (vm.at(), vm.failures) else { return };
@@ -276,19 +274,18 @@ impl Pager<'_> {
         (vm.counter, vm.tag) = (leave.counter, leave.tags.first().copied().unwrap_or_default());
         vm.segments = leave.segments as u16;
         vm.last = (total - (leave.segments - 1) * SEGMENT_CHUNKS) as u8;
-        vm.wake = leave.state.deadline.min(leave.state.clock);
         (vm.failures, vm.quiet) = (0, 0);
         // One that idles has what it needs with it; one that had to leave in the middle of its work gets more room each time.
         vm.room = if leave.force { vm.room.saturating_mul(2).clamp(ROOM_MIN, ROOM_MAX) } else { 0 };
+        let runs = leave.state.state != 2 || leave.state.pending != 0;
+        // One that was running is to come back in any case, even if this server dies before.
+        let wake = if runs { 0 } else { leave.state.deadline.min(leave.state.clock) };
+        vm.wake = wake;
+        vm.set(WANTED, runs || wanted);
         vm.set(LEAVING, true);
         vm.set_state(State::Suspended);
-        let runs = leave.state.state != 2 || leave.state.pending != 0;
-        vm.set(WANTED, runs || wanted);
-        let wake = vm.wake;
         self.suspended += 1;
         self.leaving.push_back(place);
-        if wake != NEVER {
-            self.wakes.push(Reverse((wake, place)));
-        }
+        self.wake_at(wake, place);
     }
 }

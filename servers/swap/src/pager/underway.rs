@@ -59,6 +59,8 @@ pub(super) struct Leave {
     /// It leaves although it is wanted: others are before it.
     pub force: bool,
     pub state: Box<SavedDomain>,
+    /// Frames that it has, free when it is gone.
+    pub frames: u32,
     pub pages: Vec<(u32, Frame)>,
     pub maps: Vec<(u32, Frame)>,
     pub segments: u32,
@@ -135,10 +137,14 @@ impl Underway {
 
     /// Gives a VM's move up. What is under way for it ends of itself.
     pub fn forget_move(&mut self, machine: &mut impl Machine, place: u32) {
-        if let Some(Move { way: Way::In(arrive), .. }) = self.take_move(place) {
-            self.promised -= arrive.promised;
-            for (disk, slot, _) in arrive.arrived.into_iter().flatten() {
-                machine.give_slot(disk, slot);
+        match self.take_move(place).map(|found| found.way) {
+            None => {}
+            Some(Way::Out(leave)) => self.freeing -= leave.frames,
+            Some(Way::In(arrive)) => {
+                self.promised -= arrive.promised;
+                for (disk, slot, _) in arrive.arrived.into_iter().flatten() {
+                    machine.give_slot(disk, slot);
+                }
             }
         }
     }

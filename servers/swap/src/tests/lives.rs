@@ -114,7 +114,7 @@ fn live(steps: Vec<Step>, dies: bool) {
     world.settle();
     assert_eq!(world.ask(Request::DropImage(image)), Response::Done);
     assert_eq!((world.pager().in_use(), world.pager().units_in_use()), ((0, 0), 0));
-    assert_eq!(world.model.taken_slots(), 0);
+    assert_eq!((world.model.taken_slots(), world.pager().spoken_for()), (0, (0, 0)));
 }
 
 proptest! {

@@ -22,7 +22,7 @@ use protocol::{
         pager::{Part, Request, Response, Stop},
     },
 };
-use std::{boxed::Box, collections::BTreeMap, format, string::String, vec, vec::Vec};
+use std::{boxed::Box, collections::BTreeMap, string::String, vec, vec::Vec};
 
 const SLOT: u8 = 9;
 const FIRST: u32 = 0x5000;
@@ -238,7 +238,7 @@ impl World {
     }
 
     fn trap(domain: &mut crate::model::Domain, at: VmRef, kind: EventKind, code: u32, address: u64) {
-        let generation = u32::from(at.generation);
+        let generation = at.generation;
         let tag = domain.parameters.tag;
         let kind = kind as u32;
         let event = Event { frame: at.frame, generation, tag, kind, code, address, instruction: CODE + 99, value: 13 };
@@ -352,6 +352,6 @@ impl World {
         let names =
             ["free", "vms", "suspended", "swap_free", "swap_total", "waiting", "page_ins", "page_outs", "total"];
         let values = [free, vms, suspended, swap_free, swap_total, waiting, page_ins, page_outs, total];
-        names.map(|name| format!("{name}")).into_iter().zip(values).collect()
+        names.map(String::from).into_iter().zip(values).collect()
     }
 }
