@@ -17,7 +17,7 @@ use ilwaco::{
 const PAGE: usize = 4096;
 const MILLISECOND: u64 = 1_000_000;
 /// Nanoseconds of a measurement.
-const TIME: u64 = 3_000_000_000;
+const TIME: u64 = 1_500_000_000;
 
 /// Does what the arguments say; `false` if that is nothing of this.
 pub fn run(arguments: &str) -> bool {

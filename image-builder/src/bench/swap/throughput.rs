@@ -38,6 +38,9 @@ pub(super) fn measure(session: &mut Session) -> Result<Vec<Measurement>> {
             for (order, reached) in ORDERS.into_iter().zip(swap(session, block, speed)?) {
                 let name = format!("disk-{order}-read-{block}k");
                 let raw = raw.get(&name).copied().ok_or_else(|| miette!("there is no {name}"))?;
+                // A disk that is held at a speed lets short bursts pass, and the driver is measured for a short time.
+                let limit = speed.map_or(f64::INFINITY, |speed| speed as f64 / 1_048_576.0);
+                let raw = (raw.min(limit) * 10.0).round() / 10.0;
                 let params = format!("block={block}-KiB pattern={order} disk={disk_name} raw={raw}");
                 all.push(result("swap-throughput", reached, "MiB/s", Better::Higher, &params));
                 let share = if raw > 0.0 { reached * 100.0 / raw } else { 0.0 };
