@@ -41,17 +41,10 @@ pub(super) const BENCHMARK: Benchmark = Benchmark {
 };
 
 fn run(session: &mut Session) -> Result<Vec<Measurement>> {
-    match std::env::var("PART").as_deref() {
-        Ok("bytes") => return bytes::measure(session),
-        Ok("wake") => return wake::measure(session),
-        Ok("load") => return load::measure(session),
-        Ok("throughput") => return throughput::measure(session),
-        _ => {}
-    }
-    let mut all = throughput::measure(session)?;
+    let mut all = wake::measure(session)?;
     all.extend(bytes::measure(session)?);
-    all.extend(wake::measure(session)?);
     all.extend(load::measure(session)?);
+    all.extend(throughput::measure(session)?);
     Ok(all)
 }
 
