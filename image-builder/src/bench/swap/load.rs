@@ -16,14 +16,13 @@ use crate::machine::qmp::Qmp;
 use crate::session::Session;
 use crate::ui::Step;
 
-/// VMs, and MiB of the machine: in the system file, and for `--long` as many as the project is to carry.
-const USUAL: (u64, u64) = (200, 256);
-const LONG: (u64, u64) = (2000, 2048);
+/// VMs, pages of each, and MiB of the machine: in the system file, and for `--long` as many as the project is to carry.
+const USUAL: (u64, u64, u64) = (100, 512, 128);
+const LONG: (u64, u64, u64) = (2000, 1024, 2048);
 /// Bytes a second of the disk.
 const SPEED: u64 = 20_000_000;
-/// Pages that a question is about; pages of a VM.
+/// Pages that a question is about.
 const PAGES: u64 = 64;
-const ALL: u64 = 1024;
 /// Questions at once.
 const AT_ONCE: usize = 64;
 /// How long the VMs are asked.
@@ -34,13 +33,15 @@ const FILLING_LONG: Duration = Duration::from_secs(1200);
 const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(super) fn measure(session: &mut Session) -> Result<Vec<Measurement>> {
-    let (count, memory) = if session.long { LONG } else { USUAL };
-    let swap = count * 11 / 2;
+    let (count, pages_each, memory) = if session.long { LONG } else { USUAL };
+    let (mib, swap) = (pages_each / 256 + 1, count * (pages_each / 256 + 2));
     let changes = [
-        ("count = 200", format!("count = {count}")),
-        ("memory = \"256 MiB\"", format!("memory = \"{memory} MiB\"")),
-        ("1200 MiB", format!("{} MiB", swap + 100)),
-        ("1100 MiB", format!("{swap} MiB")),
+        ("count = 100", format!("count = {count}")),
+        ("memory = \"128 MiB\"", format!("memory = \"{memory} MiB\"")),
+        ("memory = \"3 MiB\"", format!("memory = \"{mib} MiB\"")),
+        ("pages=512", format!("pages={pages_each}")),
+        ("\"400 MiB\"", format!("\"{} MiB\"", swap + 8)),
+        ("\"350 MiB\"", format!("\"{swap} MiB\"")),
     ];
     let (system, built) = build(session, "bench-swap-load", &changes)?;
     let network = system.manifest.network;
@@ -73,7 +74,7 @@ pub(super) fn measure(session: &mut Session) -> Result<Vec<Measurement>> {
                 number += 1;
                 let chance = scatter(number);
                 let address = addresses[(chance % addresses.len() as u64) as usize];
-                let first = (chance >> 32) % (ALL / PAGES) * PAGES;
+                let first = (chance >> 32) % (pages_each / PAGES) * PAGES;
                 Ask::line(address, port, &format!("check {first} {PAGES}"))
             })
             .collect();
@@ -99,7 +100,8 @@ pub(super) fn measure(session: &mut Session) -> Result<Vec<Measurement>> {
     times.sort_by(f64::total_cmp);
     let slow = times.get(times.len() * 99 / 100).copied().unwrap_or(f64::NAN);
     let params = format!(
-        "vms={count} vm=4-MiB memory={memory}-MiB block=16-KiB disk=20-MB/s answers={} unanswered={failed}",
+        "vms={count} vm={}-MiB memory={memory}-MiB block=16-KiB disk=20-MB/s answers={} unanswered={failed}",
+        pages_each / 256,
         times.len()
     );
     let result = |name: &str, value, unit: &str, better| result(name, value, unit, better, &params);

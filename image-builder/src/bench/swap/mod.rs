@@ -43,8 +43,8 @@ pub(super) const BENCHMARK: Benchmark = Benchmark {
 fn run(session: &mut Session) -> Result<Vec<Measurement>> {
     let mut all = wake::measure(session)?;
     all.extend(bytes::measure(session)?);
-    all.extend(load::measure(session)?);
     all.extend(throughput::measure(session)?);
+    all.extend(load::measure(session)?);
     Ok(all)
 }
 
