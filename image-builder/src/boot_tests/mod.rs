@@ -12,7 +12,9 @@ mod frames;
 pub mod harness;
 mod hostile;
 mod lan;
+mod pages;
 mod restart;
+mod swap;
 mod vdisk;
 mod web;
 
@@ -50,10 +52,12 @@ pub fn all() -> Vec<BootTest> {
         echo::TESTS,
         frames::TESTS,
         lan::TESTS,
+        pages::TESTS,
         hostile::TESTS,
         restart::TESTS,
         damage::TESTS,
         disk::TESTS,
+        swap::TESTS,
         vdisk::TESTS,
     ]
     .concat()
