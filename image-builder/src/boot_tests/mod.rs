@@ -15,6 +15,7 @@ mod lan;
 mod pages;
 mod restart;
 mod swap;
+mod swap_faults;
 mod vdisk;
 mod web;
 
@@ -58,6 +59,7 @@ pub fn all() -> Vec<BootTest> {
         damage::TESTS,
         disk::TESTS,
         swap::TESTS,
+        swap_faults::TESTS,
         vdisk::TESTS,
     ]
     .concat()

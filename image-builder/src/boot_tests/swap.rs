@@ -18,7 +18,7 @@ use crate::machine::power::Chance;
 
 pub(super) const TESTS: &[BootTest] = &[
     BootTest {
-        name: "swap",
+        name: "swap-one",
         about: "VMs touch four times the memory there is: all of it is what it must be, and nothing of it can be read on the swap disk",
         limit: Duration::from_secs(120),
         long: false,
@@ -139,8 +139,9 @@ fn swap(context: &mut Context<'_>, system: &str, disks: &[&str]) -> Result<()> {
     context.healthy()?;
     let shown = memory(context)?;
     let count = all.len() as u64;
-    if shown.vms != count || shown.suspended < count / 2 || shown.page_ins == 0 || shown.page_outs == 0 {
-        return Err(miette!("of {count} VMs most should be swapped out: {shown:?}"));
+    // Each VM has more than so many pages, and the system has no memory for a third of them.
+    if shown.vms != count || shown.page_ins < count * 100 || shown.page_outs < count * 100 {
+        return Err(miette!("{count} VMs should have swapped more than that: {shown:?}"));
     }
     let blocks = disks.iter().map(|disk| written(&context.image(disk))).collect::<Result<Vec<_>>>()?;
     println!("  {shown:?}, blocks of the disks that were written: {blocks:?}");
