@@ -309,22 +309,46 @@ fn block_sizes_read_that_much_at_once() {
 
 #[test]
 fn many_that_start_at_once_all_get_done() {
-    const PAGES: u32 = 24;
     let mut world = World::new(400, &[16384]);
+    world.tick = 100_000;
+    start_at_once(&mut world, 2, u32::MAX, |_| true);
+}
+
+#[test]
+fn many_get_done_where_sealing_takes_longer_than_a_turn() {
+    let mut world = World::new(400, &[16384]);
+    // There is one processor, and VMs have it while the pager rests. This takes 4 seconds; it took 48 when VMs were made to leave as fast as their
+    // turns ended.
+    (world.tick, world.model.sealing) = (0, 5_000_000);
+    start_at_once(&mut world, 4, 1, |world| {
+        let rests = world.model.under_way() == 0 && world.pager().next_deadline() > world.model.now;
+        world.model.now += if rests { 1_000_000 } else { 10_000 };
+        rests
+    });
+    assert!(world.model.now < 10_000_000_000, "{} ns", world.model.now);
+}
+
+/// Many VMs work over their pages so many `rounds`, and then idle. Whenever it is `their_turn` each of them works over `slice` pages.
+fn start_at_once(world: &mut World, rounds: u32, slice: u32, mut their_turn: impl FnMut(&mut World) -> bool) {
+    const PAGES: u32 = 24;
     let image = world.define();
     let mut done = [0; 61];
     for vm in 1..=60 {
         world.create(vm, image, MEMORY).unwrap();
     }
     let mut turns = 0;
-    while done[1..].iter().any(|done| *done < 2 * PAGES) {
-        for vm in 1..=60u64 {
-            // Each works over its pages twice, and then idles.
+    while done[1..].iter().any(|done| *done < rounds * PAGES) {
+        let vms = if their_turn(world) { 1..=60u64 } else { 1..=0 };
+        for vm in vms {
             let progress = &mut done[vm as usize];
+            let until = progress.saturating_add(slice);
             while let Some((at, domain)) =
                 world.model.find(vm).filter(|(_, domain)| domain.state == DomainState::Runs && !domain.held)
             {
-                if *progress == 2 * PAGES {
+                if *progress == until {
+                    break;
+                }
+                if *progress == rounds * PAGES {
                     domain.state = DomainState::Idle(NEVER);
                     break;
                 }
@@ -346,17 +370,8 @@ fn many_that_start_at_once_all_get_done() {
                 *progress += 1;
             }
         }
-        world.tick = 100_000;
         world.turn(turns, true);
         turns += 1;
-        if turns % 2000 == 0 {
-            std::println!(
-                "{turns}: {:?} {:?}",
-                world.pool(),
-                done[1..].iter().filter(|done| **done == 2 * PAGES).count()
-            );
-        }
-        assert!(turns < 20_000, "{done:?}");
+        assert!(turns < 300_000, "{done:?}");
     }
-    std::println!("{turns} {:?}", world.pool());
 }
