@@ -10,15 +10,13 @@ use super::harness::Context;
 use super::pages::{AT_ONCE, PATIENCE, boot_changed};
 use crate::machine::lan::{Answer, Ask, End, Outcome};
 
-pub(super) const TESTS: &[BootTest] = &[
-    BootTest {
-        name: "lan",
-        about: "a host on the VMs' network reaches each VM by its address, many connections at once",
-        limit: Duration::from_secs(60),
-        long: false,
-        run: lan,
-    },
-];
+pub(super) const TESTS: &[BootTest] = &[BootTest {
+    name: "lan",
+    about: "a host on the VMs' network reaches each VM by its address, many connections at once",
+    limit: Duration::from_secs(60),
+    long: false,
+    run: lan,
+}];
 
 /// Requests to each web server.
 const REQUESTS: usize = 30;

@@ -61,8 +61,6 @@ const PIECE: u64 = 4 << 20;
 pub struct Shown {
     /// VMs.
     pub vms: u64,
-    /// Those that have left memory whole.
-    pub suspended: u64,
     /// Pages read from swap space.
     pub page_ins: u64,
     /// Pages written to it.
@@ -83,8 +81,7 @@ pub fn memory(context: &mut Context<'_>) -> Result<Shown> {
     let unclear = || miette!("`memory` shows {vms:?} and {pages:?}");
     let (mut first, mut second) = (numbers(&vms), numbers(&pages));
     let next = |numbers: &mut dyn Iterator<Item = u64>| numbers.next().ok_or_else(unclear);
-    let (vms, suspended) = (next(&mut first)?, next(&mut first)?);
-    Ok(Shown { vms, suspended, page_ins: next(&mut second)?, page_outs: next(&mut second)? })
+    Ok(Shown { vms: next(&mut first)?, page_ins: next(&mut second)?, page_outs: next(&mut second)? })
 }
 
 /// The VMs of which the console tells that they were stopped or have ended, and why.
@@ -184,7 +181,7 @@ fn kills(context: &mut Context<'_>, count: usize, answers: &AtomicUsize, load: i
         }
         thread::sleep(Duration::from_millis(chance.next() % 300));
         // Each of both at least twice, otherwise as it comes.
-        let pager = if kill < 4 { kill % 2 == 0 } else { chance.next() % 2 == 0 };
+        let pager = if kill < 4 { kill % 2 == 0 } else { chance.next().is_multiple_of(2) };
         let victim = if pager { "swap" } else { "virtio-blk" };
         let position = context.command(&format!("kill {victim}"))?;
         context.line(position, &[&format!("init: server {victim} restarted (")])?;

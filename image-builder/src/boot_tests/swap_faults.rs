@@ -185,7 +185,8 @@ fn errors(context: &mut Context<'_>) -> Result<()> {
     vms.patience = SHORT;
     silent.extend(vms.try_check(&rest)?);
     vms.patience = patience;
-    let reasons = ["cannot be read from swap space: input/output error", "cannot be written to swap space: input/output error"];
+    let reasons =
+        ["cannot be read from swap space: input/output error", "cannot be written to swap space: input/output error"];
     let lost = stopped_for(context, &vms, &victims, &reasons)?;
     told(&vms, &silent, &lost)?;
     let count = |some: &[usize]| some.iter().filter(|vm| lost.contains(vm)).count();

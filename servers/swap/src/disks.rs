@@ -67,7 +67,7 @@ impl SwapDisks {
 
     /// MiB of swap space.
     pub fn mib(&self) -> u64 {
-        u64::from(self.stripes().units) * u64::from(UNIT_BLOCKS) * BLOCK as u64 >> 20
+        (u64::from(self.stripes().units) * u64::from(UNIT_BLOCKS) * BLOCK as u64) >> 20
     }
 
     /// The partitions, in order.

@@ -22,7 +22,7 @@ use protocol::{
         pager::{Part, Request, Response, Stop},
     },
 };
-use std::{boxed::Box, collections::BTreeMap, format, string::String, vec, vec::Vec};
+use std::{boxed::Box, collections::BTreeMap, string::String, vec, vec::Vec};
 
 const SLOT: u8 = 9;
 const FIRST: u32 = 0x5000;
@@ -352,6 +352,6 @@ impl World {
         let names =
             ["free", "vms", "suspended", "swap_free", "swap_total", "waiting", "page_ins", "page_outs", "total"];
         let values = [free, vms, suspended, swap_free, swap_total, waiting, page_ins, page_outs, total];
-        names.map(|name| format!("{name}")).into_iter().zip(values).collect()
+        names.map(String::from).into_iter().zip(values).collect()
     }
 }

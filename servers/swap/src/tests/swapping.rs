@@ -338,8 +338,8 @@ fn start_at_once(world: &mut World, rounds: u32, slice: u32, mut their_turn: imp
     }
     let mut turns = 0;
     while done[1..].iter().any(|done| *done < rounds * PAGES) {
-        let vms = if their_turn(world) { 1..=60u64 } else { 1..=0 };
-        for vm in vms {
+        let last = if their_turn(world) { 60u64 } else { 0 };
+        for vm in 1..=last {
             let progress = &mut done[vm as usize];
             let until = progress.saturating_add(slice);
             while let Some((at, domain)) =
@@ -355,7 +355,7 @@ fn start_at_once(world: &mut World, rounds: u32, slice: u32, mut their_turn: imp
                 domain.time += 20_000;
                 domain.switches += 1;
                 let page = 40 + *progress % PAGES;
-                let need = if page < 48 || page >= 51 { Access::WRITE } else { Access::empty() };
+                let need = if !(48..51).contains(&page) { Access::WRITE } else { Access::empty() };
                 if world.model.access(at, space::address(page), need).is_none() {
                     let (at, domain) = world.model.find(vm).unwrap();
                     World::trap(
