@@ -173,6 +173,32 @@ fn swap_space_is_promised_whole() {
 }
 
 #[test]
+fn who_finds_no_swap_space_is_refused_though_memory_is_being_given_back() {
+    // 20 regions of 9 units.
+    let mut world = World::new(160, &[20 * 9 * 16]);
+    let image = world.define();
+    for vm in 1..=20 {
+        world.create(vm, image, MEMORY).unwrap();
+    }
+    let mut tries = 0;
+    for page in 54..64 {
+        for vm in 1..=20 {
+            world.write(vm, page, vm as u8).unwrap();
+            if world.model.under_way() > 0 {
+                let request = World::creation(21, image, MEMORY);
+                let outcome = world.with(|pager, model| pager.request(model, MANAGER, Some(LENT), request));
+                assert_eq!(outcome, Some(Outcome::Now(Response::OutOfSwap)));
+                tries += 1;
+                if tries == 20 {
+                    return;
+                }
+            }
+        }
+    }
+    panic!("nothing was under way");
+}
+
+#[test]
 fn a_changed_disk_stops_only_the_vm_concerned() {
     let mut world = world();
     let image = world.define();
