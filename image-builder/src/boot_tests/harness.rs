@@ -122,10 +122,17 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// Boots a system with its NIC on a UDP socket.
-    pub fn boot_on_frames(&mut self, system: &System, built: &Built, network: Network) -> Result<()> {
+    /// Boots a system with its NIC on a UDP socket, on a machine that `change` has changed.
+    pub fn boot_on_frames(
+        &mut self,
+        system: &System,
+        built: &Built,
+        network: Network,
+        change: impl FnOnce(&mut Context<'a>, &mut Machine) -> Result<()>,
+    ) -> Result<()> {
         let mut machine = self.session.machine(system, built, network);
         self.add_disks(system, &mut machine)?;
+        change(self, &mut machine)?;
         self.start(&machine)
     }
 

@@ -33,6 +33,9 @@ const VISITS: u32 = 16;
 const TURN: u64 = 100_000_000;
 /// Nanoseconds between laps while nothing can be freed before a turn ends.
 const PAUSE: u64 = 5_000_000;
+/// Nanoseconds that VMs have between two of them that leave in the middle of their work, for each that it took to seal one (the disk takes the rest).
+/// Where sealing is slow it would otherwise take all time there is, and every VM's turn would be over before it has done anything.
+const SHARE: u64 = 4;
 /// Laps in which a VM must do nothing before it leaves whole.
 const QUIET: u8 = 1;
 
@@ -60,6 +63,8 @@ pub(super) struct Clock {
     turn_ends: Option<u64>,
     /// When memory is to be taken back again, if nothing can be done before.
     next_turn: Option<u64>,
+    /// When the next VM may be made to leave in the middle of its work.
+    next_park: u64,
     /// When a large VM was last made to give up all it has.
     forced: u64,
     /// Nothing can be freed until something happens.
@@ -87,6 +92,7 @@ impl Clock {
             fruitless: 0,
             turn_ends: None,
             next_turn: None,
+            next_park: 0,
             forced: 0,
             blocked: false,
             retry_blocked: false,
@@ -308,12 +314,17 @@ impl Pager<'_> {
             freed.blocked = run.blocked;
         }
         if freed == none && may_park && self.can_leave(place) {
-            if turn_ends > machine.now() {
+            let (turn_ends, begun) = (turn_ends.max(self.clock.next_park), machine.now());
+            if turn_ends > begun {
                 self.clock.turn_ends = Some(self.clock.turn_ends.map_or(turn_ends, |other| other.min(turn_ends)));
                 return freed;
             }
             match self.suspend(machine, place, true) {
-                Begun::Yes(frames) => freed.frames = frames,
+                Begun::Yes(frames) => {
+                    let now = machine.now();
+                    self.clock.next_park = now.saturating_add((now - begun).saturating_mul(SHARE));
+                    freed.frames = frames;
+                }
                 Begun::Blocked => freed.blocked = true,
                 Begun::No => {}
             }
