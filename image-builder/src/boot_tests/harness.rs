@@ -150,7 +150,7 @@ impl<'a> Context<'a> {
         self.keep_disks = keep;
     }
 
-    /// The image of a disk. While a machine runs, it may be read but not written.
+    /// The image of a disk. While a machine runs, it may be read but not written; see [`Image::write`].
     pub fn image(&self, disk: &str) -> Image {
         Image::at(&self.folder.join(disk).with_extension("img"))
     }
