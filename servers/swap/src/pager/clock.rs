@@ -38,6 +38,9 @@ const PAUSE: u64 = 5_000_000;
 const SHARE: u64 = 4;
 /// Laps in which a VM must do nothing before it leaves whole.
 const QUIET: u8 = 1;
+/// In place of a number of laps: a VM that has not run since it came. Somebody has fetched it to give it something, which takes a while: it stays for a
+/// turn, or it would come and go and never do what it was fetched for.
+const FRESH: u8 = u8::MAX;
 
 /// A VM's virtual time, in ticks.
 pub(super) fn virtual_time(usage: &Usage) -> u32 {
@@ -147,7 +150,7 @@ impl Pager<'_> {
         let after = if hand == 0 { link } else { hand };
         if let Some(vm) = self.vms.get_mut(place) {
             vm.ring = [before, after];
-            (vm.quiet, vm.since) = (0, (now >> TICK) as u32);
+            (vm.quiet, vm.since) = (FRESH, (now >> TICK) as u32);
         }
         if hand == 0 {
             self.clock.hand = link;
@@ -274,16 +277,22 @@ impl Pager<'_> {
         let Some(at) = vm.at().filter(|_| !vm.is(MOVING | LEAVING)) else { return none };
         let Ok(usage) = machine.usage(at) else { return none };
         let switches = usage.switches as u32;
+        let turn = (u64::from(vm.since) << TICK) + TURN;
+        let is_over = turn <= machine.now();
         let did_nothing = usage.state != 1 && vm.seen == switches;
-        vm.quiet = if did_nothing { vm.quiet.saturating_add(1) } else { 0 };
+        vm.quiet = match vm.quiet {
+            _ if !did_nothing => 0,
+            FRESH if !is_over => FRESH,
+            FRESH => QUIET,
+            laps => laps.saturating_add(1).min(QUIET),
+        };
         vm.seen = switches;
-        let quiet = vm.quiet >= QUIET;
+        let quiet = vm.quiet == QUIET;
         let whole = vm.state() == State::Running && vm.under_way == 0 && self.clock.cursor.is_none();
         let at_rest = quiet && usage.state == 2 && vm.fault().is_none();
         // With more working sets than memory it is no use to take pages from all of them: some VMs must wait. First those that wait anyway, but for the one
         // that is served next; then those that have had their turn.
-        let turn = (u64::from(vm.since) << TICK) + TURN;
-        let grace_ends = quiet || turn <= machine.now();
+        let grace_ends = quiet || is_over;
         let turn_ends = if vm.is(STALLED) { 0 } else { turn };
         let may_park =
             vm.state() == State::Running && self.clock.cursor.is_none() && self.stalled.front() != Some(&place);

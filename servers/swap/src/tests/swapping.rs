@@ -155,6 +155,47 @@ fn servers_reach_those_who_are_gone() {
 }
 
 #[test]
+fn who_was_fetched_stays_until_it_was_given_what_it_was_fetched_for() {
+    const VMS: u64 = 40;
+    let mut world = World::new(160, &[4096, 4096]);
+    let image = world.define();
+    for vm in 1..=VMS {
+        world.create(vm, image, MEMORY).unwrap();
+        world.write(vm, 60, vm as u8).unwrap();
+        world.idle(vm, NEVER);
+        world.settle();
+    }
+    // The one who fetches them all at once is slow, and each has to wait for the others' memory.
+    const LAG: usize = 20;
+    world.tick = 1_000_000;
+    let mut since = BTreeMap::new();
+    let mut waiting: Vec<u64> = (1..=VMS).filter(|vm| world.model.find(*vm).is_none()).collect();
+    assert!(waiting.len() >= 10, "{waiting:?}");
+    for vm in &waiting {
+        let bring = Request::Bring { vm: *vm, address: SPACE_BASE, length: PAGE as u32, write: false };
+        world.ask_as(SWITCH, bring);
+    }
+    for turn in 0..20_000 {
+        waiting.retain(|vm| {
+            let Some((_, domain)) = world.model.find(*vm) else {
+                assert!(!since.contains_key(vm), "VM {vm} was fetched in vain");
+                return true;
+            };
+            if domain.held || turn - *since.entry(*vm).or_insert(turn) < LAG {
+                return true;
+            }
+            domain.switches += 1;
+            false
+        });
+        world.turn(turn, true);
+        if waiting.is_empty() {
+            return;
+        }
+    }
+    panic!("{waiting:?} never come");
+}
+
+#[test]
 fn swap_space_is_promised_whole() {
     let mut world = World::new(300, &[300]);
     let image = world.define();
