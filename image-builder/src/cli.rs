@@ -133,6 +133,9 @@ pub struct Bench {
     /// Also write the results to NAME.json in this folder
     #[arg(short, long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub output: Option<PathBuf>,
+    /// With as many VMs as the system is to carry, where that takes long
+    #[arg(long)]
+    pub long: bool,
     /// Tools.
     #[command(flatten)]
     pub tools: Tools,

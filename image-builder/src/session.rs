@@ -26,6 +26,8 @@ pub fn disks(system: &System, folder: &Path, existing: Existing) -> Result<Vec<D
 pub struct Session {
     /// The workspace.
     pub workspace: Workspace,
+    /// Whether also what takes long is measured.
+    pub long: bool,
     tools: Tools,
     toolchain: Option<Toolchain>,
     qemu: Option<PathBuf>,
@@ -35,7 +37,14 @@ pub struct Session {
 impl Session {
     /// Finds the workspace.
     pub fn start(tools: Tools) -> Result<Session> {
-        Ok(Session { workspace: Workspace::find()?, tools, toolchain: None, qemu: None, built: BTreeMap::new() })
+        Ok(Session {
+            workspace: Workspace::find()?,
+            long: false,
+            tools,
+            toolchain: None,
+            qemu: None,
+            built: BTreeMap::new(),
+        })
     }
 
     /// Whether missing things are installed.

@@ -26,6 +26,9 @@ async fn main(spawner: Spawner) {
     if vm::arguments().split_whitespace().any(|argument| argument == "disk") {
         return crate::disk::run(spawner).await;
     }
+    if crate::swap::run(&vm::arguments()) {
+        return;
+    }
     let unit = unit();
     // What reading the counter costs is in every interval.
     let own = median((0..ROUNDS).map(|_| interval(|| ())).collect());

@@ -1,5 +1,5 @@
 //! A guest that measures from inside what the virtual architecture costs, and prints it on its console; with the argument `disk`, the throughput of its
-//! virtual disk.
+//! virtual disk. With `touch`, `hog` and `wake` it is what the builder measures the pager with (`swap.rs`).
 //!
 //! The unit is that of the time-stamp counter: instructions in a machine that counts them (`-icount shift=0`), else
 //! cycles. Each result is one line, `BENCH name value unit better key=value...`; the last line is `BENCH guest-done`.
@@ -9,6 +9,8 @@
 mod disk;
 #[cfg(target_os = "none")]
 mod guest;
+#[cfg(target_os = "none")]
+mod swap;
 
 #[cfg(not(target_os = "none"))]
 fn main() {

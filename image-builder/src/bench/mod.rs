@@ -7,6 +7,7 @@ mod boot;
 mod disk;
 mod ipc;
 pub mod result;
+mod swap;
 mod vdisk;
 
 use std::fs;
@@ -32,8 +33,8 @@ pub struct Benchmark {
 }
 
 /// All benchmarks.
-pub fn all() -> [Benchmark; 4] {
-    [ipc::BENCHMARK, boot::BENCHMARK, disk::BENCHMARK, vdisk::BENCHMARK]
+pub fn all() -> [Benchmark; 5] {
+    [ipc::BENCHMARK, boot::BENCHMARK, disk::BENCHMARK, vdisk::BENCHMARK, swap::BENCHMARK]
 }
 
 /// Runs a benchmark: prints a table and, if wanted, writes a file.

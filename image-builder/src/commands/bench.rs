@@ -20,6 +20,8 @@ pub(super) fn run(options: &Bench) -> Result<ExitCode> {
     let benchmark = all.iter().find(|benchmark| benchmark.name == name);
     let benchmark = benchmark
         .ok_or_else(|| miette!(help = format!("there are: {}", names.join(", ")), "there is no benchmark `{name}`"))?;
-    bench::run(&mut Session::start(options.tools)?, benchmark, options.output.as_deref())?;
+    let mut session = Session::start(options.tools)?;
+    session.long = options.long;
+    bench::run(&mut session, benchmark, options.output.as_deref())?;
     Ok(ExitCode::SUCCESS)
 }

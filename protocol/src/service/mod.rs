@@ -30,6 +30,8 @@ pub mod label {
     pub const REQUEST: u8 = 1;
     /// Reply: a response of the service.
     pub const RESPONSE: u8 = 1;
+    /// Request, without a session: how much of its heap the server has in use. Reply: [`RESPONSE`], with bytes as 8 bytes.
+    pub const HEAP: u8 = 2;
     /// Reply: the request could not be decoded.
     pub const MALFORMED: u8 = 2;
     /// Reply: the server was built from another version of the service.

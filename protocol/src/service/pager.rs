@@ -178,6 +178,10 @@ pub enum Response {
         page_ins: u64,
         /// Pages written to swap space since boot.
         page_outs: u64,
+        /// Frames that are neither a VM's nor an image's: records of VMs, and a few others.
+        own: u64,
+        /// Most reads of swap disks that were under way at once: faults that were being served, and VMs on their way back.
+        most_reads: u64,
     },
     /// The VM is here, and the pages asked for are in memory.
     Here(VmRef),

@@ -43,7 +43,7 @@ fn wait(disk: &mut Disk<Channel>) {
 }
 
 /// A number of the system file.
-fn number(startup: &Startup, option: &str, default: u64) -> u64 {
+pub fn number(startup: &Startup, option: &str, default: u64) -> u64 {
     match startup.option(option).map(str::parse) {
         None => default,
         Some(Ok(number)) => number,

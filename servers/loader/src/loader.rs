@@ -380,6 +380,7 @@ impl<'a> Loader<'a> {
                     swap_free,
                     page_ins,
                     page_outs,
+                    ..
                 }) => {
                     let [total, free, swap_total, swap_free] =
                         [total, free, swap_total, swap_free].map(|pages| pages.saturating_mul(PAGE / 1024));

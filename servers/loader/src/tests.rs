@@ -226,6 +226,8 @@ impl Peers for World {
                 swap_free: 10,
                 page_ins: 20,
                 page_outs: 30,
+                own: 0,
+                most_reads: 0,
             },
             other => panic!("{other:?}"),
         })

@@ -8,7 +8,7 @@ use core::marker::PhantomData;
 use hypercall::Outgoing;
 use protocol::{
     abi::{Error, LONG_MESSAGE, Lend},
-    service::Service,
+    service::{Service, label},
 };
 use spin::Mutex;
 
@@ -19,6 +19,13 @@ static SCRATCH: Mutex<[u8; LONG_MESSAGE]> = Mutex::new([0; LONG_MESSAGE]);
 /// Lets `work` use the scratch page.
 pub fn with_scratch<T>(work: impl FnOnce(&mut [u8; LONG_MESSAGE]) -> T) -> Option<T> {
     SCRATCH.try_lock().map(|mut scratch| work(&mut scratch))
+}
+
+/// Bytes of heap that the server behind the domain capability in `slot` has in use, for whoever measures the system. `None` if it does not say.
+pub fn heap_in_use(slot: u8) -> Option<u64> {
+    let answer = hypercall::call(slot, Outgoing::new(label::HEAP, &[]), None, Lend::NONE).ok()?;
+    let bytes = answer.short().filter(|_| answer.label == label::RESPONSE)?;
+    bytes.try_into().map(u64::from_le_bytes).ok()
 }
 
 /// A client of a server of `S`.

@@ -18,3 +18,9 @@ pub unsafe fn set(length: u64) {
         panic!("a heap of {length} bytes is too small");
     }
 }
+
+/// Bytes of the heap that are not free: what was asked for, and what the allocator keeps with it.
+pub fn used() -> u64 {
+    let counters = *HEAP.lock().counters();
+    counters.claimed_bytes.saturating_sub(counters.available_bytes) as u64
+}

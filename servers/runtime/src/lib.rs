@@ -48,7 +48,7 @@ pub mod slots;
 pub mod start;
 mod state;
 
-pub use client::Client;
+pub use client::{Client, heap_in_use};
 pub use hypercall;
 #[doc(hidden)]
 pub use log::log;

@@ -17,6 +17,8 @@ pub enum Inbound<R> {
     },
     /// A request.
     Request(R),
+    /// How much of the heap is in use?
+    Heap,
     /// Nonsense.
     Malformed,
 }
@@ -28,6 +30,7 @@ pub fn decode_inbound<'a, S: Service>(key: u64, label: u8, bytes: &'a [u8]) -> I
             Ok(theirs) => Inbound::Connect { same_version: u64::from_le_bytes(theirs) == key },
             Err(_) => Inbound::Malformed,
         },
+        label::HEAP if bytes.is_empty() => Inbound::Heap,
         label::REQUEST => decode(bytes).map_or(Inbound::Malformed, Inbound::Request),
         _ => Inbound::Malformed,
     }
@@ -66,6 +69,12 @@ mod tests {
         assert_eq!(connect(&[7, 0, 0, 0, 0, 0, 0, 0]), Inbound::Connect { same_version: true });
         assert_eq!(connect(&[8, 0, 0, 0, 0, 0, 0, 0]), Inbound::Connect { same_version: false });
         assert_eq!(connect(&[7]), Inbound::Malformed);
+    }
+
+    #[test]
+    fn anybody_may_ask_for_the_use_of_the_heap() {
+        assert_eq!(decode_inbound::<Console>(7, label::HEAP, &[]), Inbound::Heap);
+        assert_eq!(decode_inbound::<Console>(7, label::HEAP, &[0]), Inbound::Malformed);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The loop of a server.
 
 use crate::{
-    buffer, client, clock,
+    buffer, client, clock, heap,
     message::{self, Inbound},
 };
 use alloc::boxed::Box;
@@ -87,6 +87,10 @@ pub fn run<S: Service, H: Handler<S>>(mut handler: H) -> ! {
                         (label::CONNECT, 8, None)
                     }
                     Inbound::Connect { same_version: false } => (label::WRONG_VERSION, 0, None),
+                    Inbound::Heap => {
+                        response[..8].copy_from_slice(&heap::used().to_le_bytes());
+                        (label::RESPONSE, 8, None)
+                    }
                     Inbound::Malformed => (label::MALFORMED, 0, None),
                     Inbound::Request(request) => match handler.request(Caller { badge, token }, request) {
                         Answer::Now(value) => encode::<S>(&value, &mut response, None),

@@ -550,6 +550,8 @@ impl<'a> Pager<'a> {
             swap_free: pages(self.regions.left()),
             page_ins: self.kept.page_ins,
             page_outs: self.kept.page_outs,
+            own: u64::from(self.own.len()),
+            most_reads: u64::from(self.underway.most_reads()),
         }
     }
 

@@ -33,6 +33,10 @@ impl Job {
             Job::Read { place, .. } | Job::Write { place, .. } | Job::Out { place } | Job::In { place, .. } => *place,
         }
     }
+
+    const fn is_read(&self) -> bool {
+        matches!(self, Job::Read { .. } | Job::In { .. })
+    }
 }
 
 /// A VM on its way.
@@ -94,6 +98,9 @@ pub(super) struct Arrive {
 pub(super) struct Underway {
     jobs: Vec<Option<Job>>,
     count: u32,
+    /// Those of them that are reads, and the most there ever were.
+    reads: u32,
+    most_reads: u32,
     moves: Vec<Move>,
     /// Frames that become free when the writes of them are over.
     pub freeing: u32,
@@ -105,6 +112,11 @@ impl Underway {
     /// Requests under way.
     pub const fn count(&self) -> u32 {
         self.count
+    }
+
+    /// Most reads that were ever under way at once.
+    pub const fn most_reads(&self) -> u32 {
+        self.most_reads
     }
 
     /// VMs on their way.
@@ -154,12 +166,15 @@ impl Underway {
         if let Some(place) = self.jobs.get_mut(index) {
             *place = Some(job);
             self.count += 1;
+            self.reads += u32::from(job.is_read());
+            self.most_reads = self.most_reads.max(self.reads);
         }
     }
 
     fn take(&mut self, disk: u32, slot: u16) -> Option<Job> {
         let job = self.jobs.get_mut(Self::index(disk, slot))?.take()?;
         self.count -= 1;
+        self.reads -= u32::from(job.is_read());
         Some(job)
     }
 }

@@ -344,7 +344,7 @@ impl World {
     }
 
     fn pool(&mut self) -> BTreeMap<String, u64> {
-        let Response::Pool { free, vms, suspended, swap_free, swap_total, waiting, page_ins, page_outs, total } =
+        let Response::Pool { free, vms, suspended, swap_free, swap_total, waiting, page_ins, page_outs, total, .. } =
             self.ask(Request::Pool)
         else {
             panic!("figures of the pool");

@@ -1,0 +1,70 @@
+//! The lines in which the server `bench` tells figures of the pager and of others: `FIGURES at=NANOSECONDS key=value…`.
+
+use std::collections::BTreeMap;
+
+/// What they begin with, wherever in a line of the console.
+const MARK: &str = "FIGURES";
+
+/// All figures of one time.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Figures {
+    /// Nanoseconds since kernel entry.
+    pub at: u64,
+    values: BTreeMap<String, u64>,
+}
+
+impl Figures {
+    /// The figures in a line; `None` if there are none, or they make no sense.
+    pub fn parse(line: &str) -> Option<Figures> {
+        let mut values = numbers(line, MARK)?;
+        Some(Figures { at: values.remove("at")?, values })
+    }
+
+    /// One of them; 0 if it was not told.
+    pub fn get(&self, key: &str) -> u64 {
+        self.values.get(key).copied().unwrap_or(0)
+    }
+
+    /// Those whose names begin so, with the rest of the name.
+    pub fn of<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = (&'a str, u64)> {
+        self.values.iter().filter_map(move |(key, value)| Some((key.strip_prefix(prefix)?, *value)))
+    }
+}
+
+/// The words `key=value` behind the word `mark` whose values are numbers.
+pub fn numbers(line: &str, mark: &str) -> Option<BTreeMap<String, u64>> {
+    let mut words = line.split_whitespace();
+    words.find(|word| *word == mark)?;
+    let pair = |word: &str| word.split_once('=').and_then(|(key, value)| Some((key.to_string(), value.parse().ok()?)));
+    Some(words.filter_map(pair).collect())
+}
+
+/// How much a figure grew each second, from the first to the last of those told between two times. `None` if fewer than two were.
+pub fn rate(all: &[Figures], (from, until): (u64, u64), key: &str) -> Option<f64> {
+    let within: Vec<_> = all.iter().filter(|figures| (from..=until).contains(&figures.at)).collect();
+    let (first, last) = (within.first()?, within.last()?);
+    let seconds = last.at.checked_sub(first.at).filter(|time| *time > 0)? as f64 / 1e9;
+    Some(last.get(key).saturating_sub(first.get(key)) as f64 / seconds)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_read_wherever_they_stand() {
+        let figures = Figures::parse("bench: FIGURES at=5 page-ins=7 heap-swap=8 heap-loader=9 odd").unwrap();
+        assert_eq!((figures.at, figures.get("page-ins"), figures.get("other")), (5, 7, 0));
+        assert_eq!(figures.of("heap-").collect::<Vec<_>>(), [("loader", 9), ("swap", 8)]);
+        assert_eq!(Figures::parse("bench: FIGURES page-ins=7"), None);
+        assert_eq!(Figures::parse("bench: started at=5"), None);
+    }
+
+    #[test]
+    fn rates_are_of_what_lies_between() {
+        let line = |at: u64, value: u64| Figures::parse(&format!("FIGURES at={at} n={value}")).unwrap();
+        let all = [line(0, 0), line(1_000_000_000, 100), line(3_000_000_000, 200), line(4_000_000_000, 900)];
+        assert_eq!(rate(&all, (500_000_000, 3_500_000_000), "n"), Some(50.0));
+        assert_eq!(rate(&all, (1_500_000_000, 3_500_000_000), "n"), None);
+    }
+}

@@ -1,0 +1,130 @@
+//! `bench swap`: what swapping costs.
+//!
+//! | file | results |
+//! |---|---|
+//! | `throughput` | `swap-throughput`, `swap-over-raw`: by the size of the pager's blocks, against the driver alone |
+//! | `bytes` | `bytes-per-swapped-vm` |
+//! | `wake` | `wake-instructions`, `wake-disk-reads` |
+//! | `load` | `page-ins-per-second`, `faults-in-flight`, `disk-share` |
+//!
+//! All figures are the system's own ([`figures`]): a server that does nothing else asks the pager, the driver and the others for them.
+
+mod bytes;
+mod figures;
+mod load;
+mod throughput;
+mod wake;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use miette::{IntoDiagnostic, Result, WrapErr, miette};
+use tempfile::TempDir;
+
+use super::Benchmark;
+use super::result::{Better, Measurement};
+use crate::build::Built;
+use crate::interrupt;
+use crate::machine::disk::Existing;
+use crate::machine::qemu::{Machine, Network};
+use crate::machine::qmp::Qmp;
+use crate::machine::{Running, is_last_word};
+use crate::session::{self, Session};
+use crate::system::System;
+use figures::Figures;
+
+pub(super) const BENCHMARK: Benchmark = Benchmark {
+    name: "swap",
+    about: "swapping: throughput by block size, memory of a swapped-out VM, its wake, and many VMs at once",
+    run,
+};
+
+fn run(session: &mut Session) -> Result<Vec<Measurement>> {
+    let mut all = wake::measure(session)?;
+    all.extend(bytes::measure(session)?);
+    all.extend(throughput::measure(session)?);
+    all.extend(load::measure(session)?);
+    Ok(all)
+}
+
+/// A result. `params`: `key=value`, with spaces between.
+fn result(name: &str, value: f64, unit: &str, better: Better, params: &str) -> Measurement {
+    let pair = |word: &str| word.split_once('=').map(|(key, value)| (key.to_string(), value.to_string()));
+    let params: BTreeMap<_, _> = params.split_whitespace().filter_map(pair).collect();
+    Measurement { name: name.into(), value: (value * 100.0).round() / 100.0, unit: unit.into(), better, params }
+}
+
+/// Builds the system in a file of `systems/`, in whose text words are replaced: each must be there.
+fn build(session: &mut Session, name: &str, changes: &[(&str, String)]) -> Result<(System, Built)> {
+    let path = session.workspace.system(name);
+    let mut text = std::fs::read_to_string(&path)
+        .into_diagnostic()
+        .wrap_err_with(|| miette!("{} cannot be read", path.display()))?;
+    for (from, to) in changes {
+        if !text.contains(from) {
+            return Err(miette!("{} does not say `{from}`", path.display()));
+        }
+        text = text.replace(from, to);
+    }
+    let system = System::parse(&path, &text, &session.workspace.program_names())?;
+    let built = session.build(&system)?;
+    Ok((system, built))
+}
+
+/// A machine of a benchmark that runs.
+struct Bench {
+    running: Running,
+    sockets: TempDir,
+}
+
+impl Bench {
+    /// Starts a machine with new disks that move so many bytes a second; `None`: as many as the host does.
+    fn start(
+        session: &mut Session,
+        system: &System,
+        built: &Built,
+        mut machine: Machine,
+        speed: Option<u64>,
+    ) -> Result<Bench> {
+        machine.disks = session::disks(system, &built.folder, Existing::Replace)?;
+        let sockets = TempDir::with_prefix("denali-").into_diagnostic()?;
+        machine.qmp = Some(sockets.path().join("qmp"));
+        let qemu = session.qemu()?;
+        let running = Running::start(&qemu, &machine, &built.folder.join("serial.log"), Box::new(|_| {}))?;
+        if let (Some(speed), Some(socket)) = (speed, &machine.qmp) {
+            let mut qmp = Qmp::connect(socket)?;
+            machine.disks.iter().try_for_each(|disk| qmp.throttle(&disk.name, speed))?;
+        }
+        Ok(Bench { running, sockets })
+    }
+
+    /// The machine's control socket.
+    fn socket(&self) -> PathBuf {
+        self.sockets.path().join("qmp")
+    }
+
+    /// Waits for a line.
+    fn wait(&mut self, from: usize, limit: Duration, what: &str, wanted: impl Fn(&str) -> bool) -> Result<()> {
+        let deadline = Instant::now() + limit;
+        let line = self.running.serial.wait(from, deadline, |line| wanted(line) || is_last_word(line));
+        interrupt::check()?;
+        match line {
+            Some(line) if wanted(&line.text) => Ok(()),
+            _ => {
+                let help = format!("its output is in {}", self.running.log.display());
+                Err(miette!(help = help, "the system does not say {what}"))
+            }
+        }
+    }
+
+    /// All figures that it told so far.
+    fn figures(&self) -> Vec<Figures> {
+        self.running.serial.since(0).iter().filter_map(|line| Figures::parse(&line.text)).collect()
+    }
+}
+
+/// A machine without a network.
+fn plain(session: &Session, system: &System, built: &Built) -> Machine {
+    session.machine(system, built, Network::None)
+}
