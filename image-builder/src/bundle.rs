@@ -114,7 +114,8 @@ impl Contents {
         };
         let swap = disks::swap_space(&system.disks);
         if swap > 0 {
-            return self.swap_problem(system, swap, system.vms.iter().filter_map(memory));
+            let at = system.vms.last()?.at.clone();
+            return disks::swap_problem(swap, system.vms.iter().filter_map(memory), at, &system.source);
         }
         let vms = system.vms.iter().filter_map(memory).fold(0u64, u64::saturating_add);
         let servers: u64 = system.manifest.servers.iter().map(|server| server.memory).sum();
@@ -127,15 +128,6 @@ impl Contents {
         );
         let problem = system.source.problem(last.at.clone(), message);
         Some(problem.help("say `memory = \"...\"` under [machine], or make something smaller"))
-    }
-
-    /// Do all VMs get their regions of swap space?
-    fn swap_problem(&self, system: &System, swap: u64, memory: impl Iterator<Item = u64>) -> Option<Problem> {
-        let needed = memory.map(disks::region).fold(0u64, u64::saturating_add);
-        let last = system.vms.last().filter(|_| needed > swap)?;
-        let message = format!("the VMs need {} of swap space, and there are {}", Size(needed), Size(swap));
-        let problem = system.source.problem(last.at.clone(), message);
-        Some(problem.help("say `swap = \"...\"` under [[disk]], or make something smaller"))
     }
 }
 

@@ -23,7 +23,7 @@ pub(super) const TESTS: &[BootTest] = &[BootTest {
 fn frames(context: &mut Context<'_>) -> Result<()> {
     let (system, built) = context.build(None)?;
     let mut wire = Wire::open()?;
-    context.boot_on_frames(&system, &built, wire.network())?;
+    context.boot_on_frames(&system, &built, wire.network(), |_, _| Ok(()))?;
     let gateway = Ipv4Addr::from(system.manifest.network.gateway);
     let known: Vec<[u8; 6]> = system.manifest.vms.iter().map(|vm| vm.mac).collect();
 

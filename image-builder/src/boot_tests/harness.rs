@@ -122,10 +122,17 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// Boots a system with its NIC on a UDP socket.
-    pub fn boot_on_frames(&mut self, system: &System, built: &Built, network: Network) -> Result<()> {
+    /// Boots a system with its NIC on a UDP socket, on a machine that `change` has changed.
+    pub fn boot_on_frames(
+        &mut self,
+        system: &System,
+        built: &Built,
+        network: Network,
+        change: impl FnOnce(&mut Context<'a>, &mut Machine) -> Result<()>,
+    ) -> Result<()> {
         let mut machine = self.session.machine(system, built, network);
         self.add_disks(system, &mut machine)?;
+        change(self, &mut machine)?;
         self.start(&machine)
     }
 
@@ -143,7 +150,7 @@ impl<'a> Context<'a> {
         self.keep_disks = keep;
     }
 
-    /// The image of a disk. While a machine runs, it may be read but not written.
+    /// The image of a disk. While a machine runs, it may be read but not written; see [`Image::write`].
     pub fn image(&self, disk: &str) -> Image {
         Image::at(&self.folder.join(disk).with_extension("img"))
     }

@@ -12,7 +12,10 @@ mod frames;
 pub mod harness;
 mod hostile;
 mod lan;
+mod pages;
 mod restart;
+mod swap;
+mod swap_faults;
 mod vdisk;
 mod web;
 
@@ -50,10 +53,13 @@ pub fn all() -> Vec<BootTest> {
         echo::TESTS,
         frames::TESTS,
         lan::TESTS,
+        pages::TESTS,
         hostile::TESTS,
         restart::TESTS,
         damage::TESTS,
         disk::TESTS,
+        swap::TESTS,
+        swap_faults::TESTS,
         vdisk::TESTS,
     ]
     .concat()

@@ -159,7 +159,8 @@ impl Image {
         Ok(bytes)
     }
 
-    /// Writes bytes at an offset of a partition. No machine may be using the image.
+    /// Writes bytes at an offset of a partition. No machine may be using the image, but for one that is paused and is to find what was
+    /// written: QEMU reads through the same cache of the host.
     pub fn write(&self, kind: Partition, offset: u64, bytes: &[u8]) -> Result<()> {
         let at = self.place(kind, offset, bytes.len())?;
         let file = OpenOptions::new().write(true).open(&self.path).into_diagnostic()?;

@@ -1,6 +1,7 @@
 //! From the `[[disk]]` tables to the disks of the machine.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use protocol::service::block_driver::{BLOCK, BUFFER, Partition};
 use swap::{region::Stripes, space::Space};
@@ -66,6 +67,21 @@ pub fn swap_space(disks: &[DiskPlan]) -> u64 {
 /// Bytes of swap space that a VM with so much memory is given when it is created.
 pub fn region(memory: u64) -> u64 {
     Space::new(memory).map_or(0, |space| u64::from(swap::region::units(space)) * BUFFER as u64)
+}
+
+/// Do VMs with so much memory each get their regions? `at`: where they are said to be.
+pub fn swap_problem(
+    swap: u64,
+    memory: impl Iterator<Item = u64>,
+    at: Range<usize>,
+    source: &Source,
+) -> Option<Problem> {
+    let needed = memory.map(region).fold(0u64, u64::saturating_add);
+    (needed > swap).then(|| {
+        let message = format!("the VMs need {} of swap space, and there are {}", Size(needed), Size(swap));
+        let help = "say `swap = \"...\"` under [[disk]], or make something smaller";
+        source.problem(at, message).help(help)
+    })
 }
 
 fn disk(table: &DiskTable, source: &Source, problems: &mut Vec<Problem>) -> DiskPlan {

@@ -163,10 +163,14 @@ fn whole_system(file: &SystemFile, manifest: &Manifest, disks: &[DiskPlan], sour
     }
     let servers: u64 = manifest.servers.iter().map(|server| server.memory).sum();
     let machine = file.machine.memory.as_ref().map_or(MEMORY_DEFAULT, |memory| *memory.get_ref());
-    // With swap space VMs need not fit into memory; whether they fit there is known when their images are.
-    let swapped = disks::swap_space(disks) > 0;
-    let vms = manifest.vms.iter().fold(0u64, |sum, vm| sum.saturating_add(vm.memory));
-    let vms = if swapped { 0 } else { vms };
+    // VMs that are as large as their images say are counted when those are known.
+    let memory = manifest.vms.iter().map(|vm| vm.memory).filter(|memory| *memory > 0);
+    // With swap space VMs need not fit into memory.
+    let swap = disks::swap_space(disks);
+    let vms = if swap > 0 { 0 } else { memory.clone().fold(0u64, u64::saturating_add) };
+    if let Some(last) = file.vm.last().filter(|_| swap > 0) {
+        problems.extend(disks::swap_problem(swap, memory, last.get_ref().name.span(), source));
+    }
     if servers.saturating_add(vms) > machine.0 {
         let at = match &file.machine.memory {
             Some(memory) => memory.span(),

@@ -20,7 +20,7 @@ pub enum Request<'a> {
     Start(&'a str),
     /// Destroys a VM.
     Stop(&'a str),
-    /// Figures of the pool of memory.
+    /// Figures of memory and swap space.
     Memory,
 }
 
@@ -45,6 +45,29 @@ pub struct VmInfo {
     pub stopped: Option<String>,
 }
 
+/// Memory of all VMs. Sizes are in KiB.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, Schema)]
+pub struct MemoryInfo {
+    /// The pool: all.
+    pub total: u64,
+    /// What new VMs and images can get of it.
+    pub free: u64,
+    /// Swap space: all; 0: there is none.
+    pub swap_total: u64,
+    /// What no VM has of it.
+    pub swap_free: u64,
+    /// VMs.
+    pub vms: u64,
+    /// Those of them that have left memory whole.
+    pub suspended: u64,
+    /// Those that wait for memory.
+    pub waiting: u64,
+    /// Pages read from swap space since boot.
+    pub page_ins: u64,
+    /// Pages written to swap space since boot.
+    pub page_outs: u64,
+}
+
 /// What the loader answers.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, Schema)]
 pub enum Response {
@@ -52,8 +75,8 @@ pub enum Response {
     Done,
     /// VMs, and the number to go on from if there are more.
     Vms(Vec<VmInfo>, Option<u64>),
-    /// Memory of the pool in KiB: all, free.
-    Memory(u64, u64),
+    /// Figures of memory and swap space.
+    Memory(MemoryInfo),
     /// No VM has this name.
     Unknown,
     /// It is running, or not running.

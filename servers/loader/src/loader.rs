@@ -22,7 +22,7 @@ use protocol::{
     manifest::{Vm, VmTable},
     service::{
         VmNumber, VmRef, console,
-        loader::{Request, Response, VmInfo},
+        loader::{MemoryInfo, Request, Response, VmInfo},
         pager::{self, ImageNumber, Stop, VmEntry},
         switch,
     },
@@ -180,7 +180,7 @@ impl<'a> Loader<'a> {
                     return Err(format!("not enough memory for its {} KiB", guest.memory / 1024));
                 }
                 Ok(pager::Response::OutOfSwap) => {
-                    return Err(format!("not enough swap space for its {} KiB", guest.memory / 1024));
+                    return Err(format!("not enough swap space is left for its {} KiB", guest.memory / 1024));
                 }
                 other => return Err(format!("the pager did not create it: {}", unexpected(other))),
             }
@@ -370,8 +370,31 @@ impl<'a> Loader<'a> {
                 }
             },
             Request::Memory => match peers.pager(&pager::Request::Pool, Lent::Nothing) {
-                Ok(pager::Response::Pool { total, free, .. }) => {
-                    Response::Memory(total.saturating_mul(PAGE / 1024), free.saturating_mul(PAGE / 1024))
+                Ok(pager::Response::Pool {
+                    total,
+                    free,
+                    vms,
+                    suspended,
+                    waiting,
+                    swap_total,
+                    swap_free,
+                    page_ins,
+                    page_outs,
+                    ..
+                }) => {
+                    let [total, free, swap_total, swap_free] =
+                        [total, free, swap_total, swap_free].map(|pages| pages.saturating_mul(PAGE / 1024));
+                    Response::Memory(MemoryInfo {
+                        total,
+                        free,
+                        swap_total,
+                        swap_free,
+                        vms,
+                        suspended,
+                        waiting,
+                        page_ins,
+                        page_outs,
+                    })
                 }
                 other => Response::Failed(format!("the pager did not say: {}", unexpected(other))),
             },

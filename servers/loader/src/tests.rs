@@ -18,7 +18,7 @@ use protocol::{
     note::{OWNER, OWNER_LENGTH, TYPE},
     service::{
         VmNumber, VmRef, console,
-        loader::{Request, Response, VmInfo},
+        loader::{MemoryInfo, Request, Response, VmInfo},
         pager::{self, Stop, VmEntry},
         switch, vdisk,
     },
@@ -220,12 +220,12 @@ impl Peers for World {
                 total: 100,
                 free: 50,
                 vms: 2,
-                suspended: 0,
-                waiting: 0,
-                swap_total: 0,
-                swap_free: 0,
-                page_ins: 0,
-                page_outs: 0,
+                suspended: 1,
+                waiting: 3,
+                swap_total: 1000,
+                swap_free: 10,
+                page_ins: 20,
+                page_outs: 30,
                 own: 0,
                 most_reads: 0,
             },
@@ -482,7 +482,18 @@ fn stopped_vms_are_reported_cleaned_up_and_started_again() {
     world.memory = 0;
     let Response::Failed(reason) = loader.request(&mut world, &Request::Start("one")) else { panic!() };
     assert_eq!(reason, "not enough memory for its 256 KiB");
-    assert_eq!(loader.request(&mut world, &Request::Memory), Response::Memory(400, 200));
+    let memory = MemoryInfo {
+        total: 400,
+        free: 200,
+        swap_total: 4000,
+        swap_free: 40,
+        vms: 2,
+        suspended: 1,
+        waiting: 3,
+        page_ins: 20,
+        page_outs: 30,
+    };
+    assert_eq!(loader.request(&mut world, &Request::Memory), Response::Memory(memory));
 }
 
 #[test]

@@ -21,6 +21,6 @@ pub unsafe fn set(length: u64) {
 
 /// Bytes of the heap that are not free: what was asked for, and what the allocator keeps with it.
 pub fn used() -> u64 {
-    let counters = HEAP.lock().counters().clone();
+    let counters = *HEAP.lock().counters();
     counters.claimed_bytes.saturating_sub(counters.available_bytes) as u64
 }

@@ -85,7 +85,7 @@ const FORMS: [Form; 13] = [
         make: Make::Name("SERVER", Command::StartServer),
         about: "starts a server that was given up",
     },
-    Form { word: "memory", make: Make::Plain(|| Command::Memory), about: "shows the memory of the VMs' pool" },
+    Form { word: "memory", make: Make::Plain(|| Command::Memory), about: "shows memory and swap space of the VMs" },
     Form { word: "disks", make: Make::Plain(|| Command::Disks), about: "lists the virtual disks, and the room left" },
     Form {
         word: "disk create",

@@ -143,7 +143,7 @@ impl Peers {
 
     fn memory(&mut self) -> Result<String, String> {
         match ask(&mut self.loader, &loader::Request::Memory, true)? {
-            loader::Response::Memory(all, free) => Ok(show::pool(all, free)),
+            loader::Response::Memory(info) => Ok(show::pool(&info)),
             other => Err(unexpected("loader", &other)),
         }
     }

@@ -7,7 +7,7 @@ use alloc::{
 };
 use protocol::service::{
     init::{ServerInfo, State},
-    loader::VmInfo,
+    loader::{MemoryInfo, VmInfo},
     platform::DeviceInfo,
     vdisk::DiskInfo,
 };
@@ -55,11 +55,21 @@ pub fn vms(vms: &[VmInfo]) -> String {
     table(heads, &vms.iter().map(row).collect::<alloc::vec::Vec<_>>())
 }
 
-/// The memory of the pool, in KiB.
-pub fn pool(all: u64, free: u64) -> String {
-    let used = all.saturating_sub(free);
-    let percent = if all == 0 { 0 } else { u128::from(used) * 100 / u128::from(all) };
-    format!("pool of the VMs: {}, used {} ({percent} %), free {}\n", memory(all), memory(used), memory(free))
+/// Memory and swap space.
+pub fn pool(info: &MemoryInfo) -> String {
+    let room = |what: &str, all: u64, free: u64| {
+        let used = all.saturating_sub(free);
+        let percent = if all == 0 { 0 } else { u128::from(used) * 100 / u128::from(all) };
+        format!("{what}: {}, used {} ({percent} %), free {}\n", memory(all), memory(used), memory(free))
+    };
+    let pool = room("pool of the VMs", info.total, info.free);
+    if info.swap_total == 0 {
+        return pool + "no swap space\n";
+    }
+    let MemoryInfo { vms, suspended, waiting, page_ins, page_outs, .. } = info;
+    pool + &room("swap space", info.swap_total, info.swap_free)
+        + &format!("VMs: {vms}, of which {suspended} are swapped out whole, {waiting} wait for memory\n")
+        + &format!("pages read from swap space: {page_ins}, written: {page_outs}\n")
 }
 
 /// The list of virtual disks, and the blocks of the partition: all, free.
@@ -189,9 +199,19 @@ mod tests {
 
     #[test]
     fn memory_and_devices() {
-        assert_eq!(pool(400_000, 300_000), "pool of the VMs: 390 MiB, used 97 MiB (25 %), free 292 MiB\n");
-        assert!(pool(0, 0).contains("(0 %)"));
-        assert!(pool(u64::MAX, 0).contains("(100 %)"));
+        let none = MemoryInfo { total: 400_000, free: 300_000, ..MemoryInfo::default() };
+        assert_eq!(pool(&none), "pool of the VMs: 390 MiB, used 97 MiB (25 %), free 292 MiB\nno swap space\n");
+        assert!(pool(&MemoryInfo::default()).contains("(0 %)"));
+        assert!(pool(&MemoryInfo { total: u64::MAX, ..MemoryInfo::default() }).contains("(100 %)"));
+        let swap = MemoryInfo { swap_total: 800_000, swap_free: 600_000, vms: 80, suspended: 60, waiting: 2, ..none };
+        let lines = [
+            "pool of the VMs: 390 MiB, used 97 MiB (25 %), free 292 MiB",
+            "swap space: 781 MiB, used 195 MiB (25 %), free 585 MiB",
+            "VMs: 80, of which 60 are swapped out whole, 2 wait for memory",
+            "pages read from swap space: 123, written: 456",
+        ];
+        let text = pool(&MemoryInfo { page_ins: 123, page_outs: 456, ..swap });
+        assert_eq!(text.lines().collect::<Vec<_>>(), lines);
         let device = DeviceInfo { location: 0x0010, vendor: 0x1af4, device: 0x1041, class: 0x0200, claimed: true };
         assert_eq!(devices(&[device]).lines().nth(1).unwrap(), "00:02.0  1af4:1041  0200   Ethernet controller  yes");
         assert_eq!(devices(&[]), "there are no PCI devices\n");

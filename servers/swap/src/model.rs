@@ -103,6 +103,8 @@ pub struct Model {
     /// The range that callers lend, whoever they are.
     pub lent: Vec<u8>,
     pub now: u64,
+    /// Nanoseconds that it takes to seal a page, or to open one.
+    pub sealing: u64,
     pub calls: usize,
     /// The call at which the pager dies.
     pub dies_at: Option<usize>,
@@ -128,6 +130,7 @@ impl Model {
             left: BTreeMap::new(),
             lent: Vec::new(),
             now: 1,
+            sealing: 0,
             calls: 0,
             dies_at: None,
             disks: disks.iter().map(disk).collect(),
@@ -595,12 +598,14 @@ impl Disks for Model {
     }
 
     fn fill_buffer(&mut self, disk: u32, slot: u16, offset: usize, from: &[u8]) {
+        self.now += self.sealing * (from.len() as u64 / PAGE);
         let disk = &mut self.disks[disk as usize];
         assert!(disk.taken[usize::from(slot)]);
         disk.buffers[usize::from(slot)][offset..offset + from.len()].copy_from_slice(from);
     }
 
     fn read_buffer(&mut self, disk: u32, slot: u16, offset: usize, into: &mut [u8]) {
+        self.now += self.sealing * (into.len() as u64 / PAGE);
         let disk = &mut self.disks[disk as usize];
         assert!(disk.taken[usize::from(slot)]);
         into.copy_from_slice(&disk.buffers[usize::from(slot)][offset..offset + into.len()]);

@@ -75,6 +75,11 @@ impl Regions {
         self.free.try_reserve(self.free.len() / 2 + 2).is_ok()
     }
 
+    /// Whether there are `count` free units in a row.
+    pub fn has(&self, count: u32) -> bool {
+        self.free.iter().any(|(_, length)| *length >= count)
+    }
+
     /// Takes `count` units in a row: the first.
     pub fn allocate(&mut self, count: u32) -> Option<u32> {
         let index = self.free.iter().position(|(_, length)| *length >= count)?;
@@ -162,7 +167,10 @@ mod tests {
             let mut used: Vec<(u32, u32)> = Vec::new();
             for (allocate, count, which) in steps {
                 if allocate {
-                    if let Some(first) = regions.allocate(count) {
+                    let has = regions.has(count);
+                    let taken = regions.allocate(count);
+                    prop_assert_eq!(taken.is_some(), has);
+                    if let Some(first) = taken {
                         prop_assert!(first + count <= 100);
                         prop_assert!(used.iter().all(|(f, c)| f + c <= first || first + count <= *f));
                         used.push((first, count));

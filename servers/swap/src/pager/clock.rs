@@ -33,8 +33,14 @@ const VISITS: u32 = 16;
 const TURN: u64 = 100_000_000;
 /// Nanoseconds between laps while nothing can be freed before a turn ends.
 const PAUSE: u64 = 5_000_000;
+/// Nanoseconds that VMs have between two of them that leave in the middle of their work, for each that it took to seal one (the disk takes the rest).
+/// Where sealing is slow it would otherwise take all time there is, and every VM's turn would be over before it has done anything.
+const SHARE: u64 = 4;
 /// Laps in which a VM must do nothing before it leaves whole.
 const QUIET: u8 = 1;
+/// In place of a number of laps: a VM that has not run since it came. Somebody has fetched it to give it something, which takes a while: it stays for a
+/// turn, or it would come and go and never do what it was fetched for.
+const FRESH: u8 = u8::MAX;
 
 /// A VM's virtual time, in ticks.
 pub(super) fn virtual_time(usage: &Usage) -> u32 {
@@ -60,6 +66,8 @@ pub(super) struct Clock {
     turn_ends: Option<u64>,
     /// When memory is to be taken back again, if nothing can be done before.
     next_turn: Option<u64>,
+    /// When the next VM may be made to leave in the middle of its work.
+    next_park: u64,
     /// When a large VM was last made to give up all it has.
     forced: u64,
     /// Nothing can be freed until something happens.
@@ -87,6 +95,7 @@ impl Clock {
             fruitless: 0,
             turn_ends: None,
             next_turn: None,
+            next_park: 0,
             forced: 0,
             blocked: false,
             retry_blocked: false,
@@ -141,7 +150,7 @@ impl Pager<'_> {
         let after = if hand == 0 { link } else { hand };
         if let Some(vm) = self.vms.get_mut(place) {
             vm.ring = [before, after];
-            (vm.quiet, vm.since) = (0, (now >> TICK) as u32);
+            (vm.quiet, vm.since) = (FRESH, (now >> TICK) as u32);
         }
         if hand == 0 {
             self.clock.hand = link;
@@ -268,16 +277,22 @@ impl Pager<'_> {
         let Some(at) = vm.at().filter(|_| !vm.is(MOVING | LEAVING)) else { return none };
         let Ok(usage) = machine.usage(at) else { return none };
         let switches = usage.switches as u32;
+        let turn = (u64::from(vm.since) << TICK) + TURN;
+        let is_over = turn <= machine.now();
         let did_nothing = usage.state != 1 && vm.seen == switches;
-        vm.quiet = if did_nothing { vm.quiet.saturating_add(1) } else { 0 };
+        vm.quiet = match vm.quiet {
+            _ if !did_nothing => 0,
+            FRESH if !is_over => FRESH,
+            FRESH => QUIET,
+            laps => laps.saturating_add(1).min(QUIET),
+        };
         vm.seen = switches;
-        let quiet = vm.quiet >= QUIET;
+        let quiet = vm.quiet == QUIET;
         let whole = vm.state() == State::Running && vm.under_way == 0 && self.clock.cursor.is_none();
         let at_rest = quiet && usage.state == 2 && vm.fault().is_none();
         // With more working sets than memory it is no use to take pages from all of them: some VMs must wait. First those that wait anyway, but for the one
         // that is served next; then those that have had their turn.
-        let turn = (u64::from(vm.since) << TICK) + TURN;
-        let grace_ends = quiet || turn <= machine.now();
+        let grace_ends = quiet || is_over;
         let turn_ends = if vm.is(STALLED) { 0 } else { turn };
         let may_park =
             vm.state() == State::Running && self.clock.cursor.is_none() && self.stalled.front() != Some(&place);
@@ -308,12 +323,17 @@ impl Pager<'_> {
             freed.blocked = run.blocked;
         }
         if freed == none && may_park && self.can_leave(place) {
-            if turn_ends > machine.now() {
+            let (turn_ends, begun) = (turn_ends.max(self.clock.next_park), machine.now());
+            if turn_ends > begun {
                 self.clock.turn_ends = Some(self.clock.turn_ends.map_or(turn_ends, |other| other.min(turn_ends)));
                 return freed;
             }
             match self.suspend(machine, place, true) {
-                Begun::Yes(frames) => freed.frames = frames,
+                Begun::Yes(frames) => {
+                    let now = machine.now();
+                    self.clock.next_park = now.saturating_add((now - begun).saturating_mul(SHARE));
+                    freed.frames = frames;
+                }
                 Begun::Blocked => freed.blocked = true,
                 Begun::No => {}
             }

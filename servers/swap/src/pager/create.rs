@@ -26,8 +26,12 @@ impl Pager<'_> {
     /// Creates a VM; `None`: it waits for memory that is being given back.
     pub(super) fn create_or_wait(&mut self, machine: &mut impl Machine, creation: Creation) -> Option<Response> {
         let response = self.create(machine, &creation);
-        let lacks = matches!(response, Err(Response::OutOfMemory | Response::OutOfSwap | Response::InUse));
-        let wait = lacks && self.gives_back();
+        let wait = match response {
+            Err(Response::OutOfMemory) => self.gives_back(),
+            // Only VMs that are being destroyed give these back.
+            Err(Response::OutOfSwap | Response::InUse) => !self.dying.is_empty(),
+            _ => false,
+        };
         if wait && self.waiting.len() < WAITING_MAX {
             self.waiting.push_back(creation);
             return None;
@@ -35,7 +39,7 @@ impl Pager<'_> {
         Some(response.map_or_else(|refusal| refusal, Response::Created))
     }
 
-    /// Whether memory, swap space or places are being given back.
+    /// Whether memory is being given back.
     pub(super) fn gives_back(&self) -> bool {
         let soon = self.reclaims() || self.clock.next_turn().is_some();
         !self.dying.is_empty() || !self.leaving.is_empty() || self.under_way() > 0 || soon
@@ -61,6 +65,10 @@ impl Pager<'_> {
             true => (u64::from(self.clock.low().max(FIRST_FRAMES)), region::units(space)),
             false => (Self::need(space, image.shared_pages()), 0),
         };
+        // Memory comes back, so that it is asked for last.
+        if units > 0 && !self.regions.has(units) {
+            return Err(Response::OutOfSwap);
+        }
         if need > self.available() {
             return Err(Response::OutOfMemory);
         }

@@ -186,6 +186,7 @@ impl Pager<'_> {
         self.suspended -= 1;
         if let Some(vm) = self.vms.get_mut(place) {
             vm.set(MOVING | WANTED, false);
+            vm.seen = header.state.switches as u32;
             // From here on what is on disk is the past.
             vm.set_state(State::Running);
         }
