@@ -5,7 +5,7 @@
 //! a frame or a slot stands in a queue of its own, likewise in order. If VMs that run have all memory and nothing of it can be spared, one after the other
 //! is made to leave and stands in this queue too: so everybody gets its turn.
 
-use super::{Pager, suspend::MOVES_MAX};
+use super::{Pager, clock::TICK, suspend::MOVES_MAX};
 use crate::{
     machine::Machine,
     record::{AT_GATE, LEAVING, MOVING, STALLED, State, WANTED},
@@ -18,6 +18,32 @@ use protocol::abi::NEVER;
 const WAKES_KEPT: usize = 64;
 /// Frames that a VM gets on top of what it brings along: page tables, control block, and the first pages that it touches.
 const FRAMES: u32 = 10;
+
+/// Bits of a VM's place.
+const PLACE_BITS: u32 = 24;
+
+/// A note of when a suspended VM is to be woken, in 8 bytes: the time in ticks, rounded up, and the VM's place. Earlier notes are less.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) struct Wake(u64);
+
+impl Wake {
+    /// For a time in nanoseconds.
+    const fn new(time: u64, place: u32) -> Wake {
+        let latest = u64::MAX >> PLACE_BITS;
+        let tick = if time >> TICK < latest { (time >> TICK) + 1 } else { latest };
+        Wake(tick << PLACE_BITS | (place as u64 & ((1 << PLACE_BITS) - 1)))
+    }
+
+    /// When, in nanoseconds: not before the time asked for, and at most a tick after it. What is more than 36 years away comes after 36 years.
+    pub(super) const fn time(self) -> u64 {
+        let tick = self.0 >> PLACE_BITS;
+        tick << TICK
+    }
+
+    const fn place(self) -> u32 {
+        (self.0 & ((1 << PLACE_BITS) - 1)) as u32
+    }
+}
 
 impl Pager<'_> {
     /// A suspended VM is wanted.
@@ -77,22 +103,27 @@ impl Pager<'_> {
             let mut notes = core::mem::take(&mut self.wakes).into_vec();
             notes.sort_unstable();
             notes.dedup();
-            notes.retain(|Reverse((time, place))| self.is_to_wake(*place, *time));
+            notes.retain(|Reverse(note)| self.is_to_wake(*note));
             self.wakes = notes.into();
         }
-        self.wakes.push(Reverse((time, place)));
+        // There are as many notes as VMs, and most of them wait: twice the room would be a waste.
+        if self.wakes.len() == self.wakes.capacity() {
+            self.wakes.reserve_exact(self.wakes.len() / 8 + WAKES_KEPT);
+        }
+        self.wakes.push(Reverse(Wake::new(time, place)));
     }
 
-    fn is_to_wake(&self, place: u32, time: u64) -> bool {
-        self.vms.get(place).is_some_and(|vm| vm.state() == State::Suspended && vm.wake == time)
+    fn is_to_wake(&self, note: Wake) -> bool {
+        let vm = self.vms.get(note.place());
+        vm.is_some_and(|vm| vm.state() == State::Suspended && Wake::new(vm.wake, note.place()) == note)
     }
 
     /// Wakes VMs whose deadline has come.
     fn wake(&mut self, now: u64) {
-        while let Some(Reverse((time, place))) = self.wakes.peek().copied().filter(|Reverse((time, _))| *time <= now) {
+        while let Some(Reverse(note)) = self.wakes.peek().copied().filter(|Reverse(note)| note.time() <= now) {
             self.wakes.pop();
-            if self.is_to_wake(place, time) {
-                self.want(place);
+            if self.is_to_wake(note) {
+                self.want(note.place());
             }
         }
     }
@@ -174,6 +205,23 @@ impl Pager<'_> {
             && let Some(response) = self.create_or_wait(machine, creation)
         {
             self.answers.push_back((creation.lent, response));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn notes_are_in_order_of_time_and_never_early() {
+        let tick = 1 << TICK;
+        for time in [0, 1, tick - 1, tick, tick + 1, 77 * tick, 1 << 59, (1 << 60) + 5, 1 << 63, NEVER - 1] {
+            let note = Wake::new(time, 0xff_fffe);
+            assert_eq!(note.place(), 0xff_fffe);
+            assert!(note.time() >= time.min((1 << 60) - tick), "{time}");
+            assert!(note.time() <= time.saturating_add(tick), "{time}");
+            assert!(note < Wake::new(time.saturating_add(tick), 0) || time >= 1 << 60);
         }
     }
 }

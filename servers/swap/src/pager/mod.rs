@@ -204,7 +204,7 @@ pub struct Pager<'a> {
     /// The gatekeeper's queue: suspended VMs that are to come back, first come first served.
     gate: VecDeque<u32>,
     /// When suspended VMs are to be woken.
-    wakes: BinaryHeap<Reverse<(u64, u32)>>,
+    wakes: BinaryHeap<Reverse<gate::Wake>>,
     /// Creations that wait for memory.
     waiting: VecDeque<Creation>,
     /// Answers to creations that waited.
@@ -415,7 +415,7 @@ impl<'a> Pager<'a> {
         if self.has_work() {
             return 0;
         }
-        let wake = self.wakes.peek().map_or(NEVER, |Reverse((time, _))| *time);
+        let wake = self.wakes.peek().map_or(NEVER, |Reverse(note)| note.time());
         self.clock.next_turn().map_or(wake, |turn| turn.min(wake))
     }
 
