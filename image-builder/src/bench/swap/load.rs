@@ -88,13 +88,13 @@ pub(super) fn measure(session: &mut Session) -> Result<Vec<Measurement>> {
     }
     let lines = bench.running.serial.since(from);
     bench.running.stop();
-    let figures: Vec<_> = lines.iter().filter_map(|line| Figures::parse(&line.text)).collect();
+    let figures: Vec<_> = lines.iter().filter_map(Figures::of_line).collect();
     let (Some(first), Some(last)) = (figures.first(), figures.last()) else {
         step.failed();
         return Err(miette!("the system tells no figures"));
     };
     step.done("");
-    let seconds = last.at.saturating_sub(first.at) as f64 / 1e9;
+    let seconds = last.seconds_since(first);
     let rate = |key: &str| last.get(key).saturating_sub(first.get(key)) as f64 / seconds;
     let share = (rate("read") + rate("written")) * 4096.0 * 100.0 / SPEED as f64;
     times.sort_by(f64::total_cmp);

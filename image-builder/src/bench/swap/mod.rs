@@ -120,7 +120,7 @@ impl Bench {
 
     /// All figures that it told so far.
     fn figures(&self) -> Vec<Figures> {
-        self.running.serial.since(0).iter().filter_map(|line| Figures::parse(&line.text)).collect()
+        self.running.serial.since(0).iter().filter_map(Figures::of_line).collect()
     }
 }
 

@@ -6,7 +6,7 @@
 //! counted that pager and driver execute from just before the deadline until the VM idles again, less what they execute when nothing happens, and
 //! to them what a wake in memory takes is added.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use miette::{Result, miette};
 
@@ -43,7 +43,8 @@ pub(super) fn measure(session: &mut Session) -> Result<Vec<Measurement>> {
     let step = Step::start("Waking VMs");
     let machine = session.counting_machine(&system, &built);
     let mut bench = Bench::start(session, &system, &built, machine, None)?;
-    bench.wait(0, LIMIT, "figures until its end", |line| Figures::parse(line).is_some_and(|f| f.at >= END))?;
+    let now = Instant::now();
+    bench.wait(0, LIMIT, "figures until its end", |line| Figures::parse(line, now).is_some_and(|f| f.at >= END))?;
     let figures = bench.figures();
     let lines = bench.running.serial.since(0);
     bench.running.stop();
@@ -99,12 +100,16 @@ mod tests {
 
     /// Figures each 50 ms; from the wake on, 5,000 instructions and a request more.
     fn figures(at: u64) -> Vec<Figures> {
+        let told = Instant::now();
         let line = |number: u64| {
             let now = number * 50_000_000;
             let woken = u64::from(now > at);
             let (time, requests, suspended) = (number * 100 + woken * 5000, 7 + woken, 1 - woken);
             let times = format!("time-swap={time} time-virtio-blk={time}");
-            Figures::parse(&format!("FIGURES at={now} suspended={suspended} requests={requests} written=3 {times}"))
+            Figures::parse(
+                &format!("FIGURES at={now} suspended={suspended} requests={requests} written=3 {times}"),
+                told,
+            )
         };
         (0..100).filter_map(line).collect()
     }
