@@ -63,8 +63,6 @@ pub struct Vms {
     /// The host that asks them.
     lan: Lan,
     vms: Vec<Subject>,
-    /// Connections at once.
-    pub at_once: usize,
     /// How long each may take to answer.
     pub patience: Duration,
 }
@@ -87,7 +85,7 @@ impl Vms {
             let (name, address, memory) = (vm.name.clone(), vm.address.into(), vm.memory);
             Ok(Subject { name, address, memory, arguments, touched: 0 })
         });
-        Ok(Vms { lan, vms: vms.collect::<Result<_>>()?, at_once: AT_ONCE, patience: PATIENCE })
+        Ok(Vms { lan, vms: vms.collect::<Result<_>>()?, patience: PATIENCE })
     }
 
     /// All of them.
@@ -110,7 +108,7 @@ impl Vms {
     /// Asks some VMs; what became of each question.
     pub fn try_ask(&mut self, which: &[usize], line: impl Fn(usize) -> String) -> Result<Vec<Outcome>> {
         let asks: Vec<_> = which.iter().map(|vm| Ask::line(self.vms[*vm].address, PORT, &line(*vm))).collect();
-        self.lan.ask_all(&asks, self.at_once, self.patience)
+        self.lan.ask_all(&asks, AT_ONCE, self.patience)
     }
 
     /// Asks some VMs, all of which must answer.

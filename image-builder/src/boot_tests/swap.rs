@@ -12,7 +12,7 @@ use protocol::service::block_driver::{BLOCK, Partition};
 
 use super::BootTest;
 use super::harness::Context;
-use super::pages::Vms;
+use super::pages::{AT_ONCE, Vms};
 use crate::machine::disk::Image;
 use crate::machine::power::Chance;
 
@@ -223,15 +223,20 @@ fn kill(context: &mut Context<'_>) -> Result<()> {
 fn many(context: &mut Context<'_>) -> Result<()> {
     let mut vms = Vms::boot(context, "swap")?;
     let all = vms.all();
-    (vms.patience, vms.at_once) = (Duration::from_secs(600), 16);
+    vms.patience = Duration::from_secs(600);
     let started = Instant::now();
     let mut begun = started;
     for round in ["filled, and checked once", "checked again"] {
-        // In groups, so that the log tells how far it has come.
-        for group in all.chunks(200) {
-            vms.check(group)?;
-            let shown = memory(context)?;
-            println!("  {} VMs after {:.0} s: {shown:?}", group.len(), started.elapsed().as_secs_f64());
+        // In groups of as many as are asked at a time: it ends with the first that does not answer.
+        for (index, group) in all.chunks(AT_ONCE).enumerate() {
+            if let Err(error) = vms.check(group) {
+                let shown = memory(context)?;
+                return Err(error.wrap_err(miette!("{} VMs had answered; {shown:?}", index * AT_ONCE)));
+            }
+            if index % 16 == 0 {
+                let (shown, seconds) = (memory(context)?, started.elapsed().as_secs_f64());
+                println!("  {} VMs after {seconds:.0} s: {shown:?}", index * AT_ONCE + group.len());
+            }
         }
         println!("  {} VMs {round}: {:.0} s", all.len(), begun.elapsed().as_secs_f64());
         begun = Instant::now();
