@@ -14,7 +14,7 @@ use protocol::{
     abi::{Error, Lend, MESSAGE_WORDS, NEVER, Number, Reply, Request, SHORT_MESSAGE, Target, Wake},
     capability::{Description, Narrow},
     domain::{Control, DomainParameters, Event, InterruptSource, SavedDomain, Usage},
-    memory::{MapOperation, Scan, TransferOperation},
+    memory::{BATCH, MapOperation, Scan, TransferOperation},
 };
 
 /// Result of a call.
@@ -269,6 +269,24 @@ pub unsafe fn map(target: Target, operations: &[MapOperation]) -> core::result::
 pub unsafe fn transfer(operations: &mut [TransferOperation]) -> Result<usize> {
     let arguments = [operations.as_mut_ptr() as u64, operations.len() as u64, 0, 0, 0];
     simple(Number::Transfer, arguments).map(|(done, _)| done as usize)
+}
+
+/// [`transfer`], any number of transfers, and again where the kernel stopped early. Returns how many were looked at: all of them, or those
+/// before a call that was refused.
+///
+/// # Safety
+/// As for [`transfer`].
+pub unsafe fn transfer_all(operations: &mut [TransferOperation]) -> usize {
+    let mut done = 0;
+    while let Some(left) = operations.get_mut(done..).filter(|left| !left.is_empty()) {
+        let length = left.len().min(BATCH);
+        // SAFETY: the caller's promise.
+        match unsafe { transfer(&mut left[..length]) } {
+            Ok(count) if count > 0 => done += count.min(length),
+            _ => break,
+        }
+    }
+    done
 }
 
 /// Creates a domain, stopped, with its control block in `frame` of the extent behind `slot`; returns its target by that slot.

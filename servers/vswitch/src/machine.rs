@@ -1,10 +1,10 @@
 //! Copies by the kernel's `transfer`, and calls of the pager. The only `unsafe` of the switch.
 
 use alloc::{boxed::Box, vec, vec::Vec};
-use hypercall::transfer;
+use hypercall::transfer_all;
 use protocol::{
     abi::{Error, Target},
-    memory::{BATCH, DESTINATION_MISSING, TransferOperation},
+    memory::{DESTINATION_MISSING, TransferOperation},
     service::{
         VmNumber, VmRef,
         pager::{Pager, Request, Response},
@@ -73,7 +73,7 @@ impl Machine {
 fn make(operations: &mut [TransferOperation]) -> usize {
     // SAFETY: own memory in `operations` is the scratch memory, which is borrowed by nobody as `Memory::copy` has the only
     // reference to the machine, and shared packet memory, to which there never are references.
-    unsafe { transfer(operations) }.unwrap_or(0).min(operations.len())
+    unsafe { transfer_all(operations) }
 }
 
 /// What the kernel has said of a copy.
@@ -92,25 +92,14 @@ fn outcome(operation: &TransferOperation, copy: &Copy) -> Outcome {
 
 impl Memory for Machine {
     fn copy(&mut self, copies: &[Copy], outcomes: &mut Vec<Outcome>) {
-        for copies in copies.chunks(BATCH) {
-            let mut operations = core::mem::take(&mut self.operations);
-            operations.clear();
-            operations.extend(copies.iter().map(|copy| self.operation(copy)));
-            let mut made = 0;
-            while made < copies.len() {
-                // The kernel stops early when it has copied much; it is called again with the rest.
-                let count = make(&mut operations[made..]);
-                let done = operations[made..made + count].iter().zip(&copies[made..]);
-                outcomes.extend(done.map(|(operation, copy)| outcome(operation, copy)));
-                made += count;
-                if count == 0 {
-                    // The call itself was refused: nothing of the rest can be made.
-                    outcomes.extend(copies[made..].iter().map(|_| Outcome::Failed));
-                    break;
-                }
-            }
-            self.operations = operations;
-        }
+        let mut operations = core::mem::take(&mut self.operations);
+        operations.clear();
+        operations.extend(copies.iter().map(|copy| self.operation(copy)));
+        let made = make(&mut operations);
+        outcomes.extend(operations.iter().take(made).zip(copies).map(|(operation, copy)| outcome(operation, copy)));
+        // A call was refused: nothing of the rest can be made.
+        outcomes.extend(copies.iter().skip(made).map(|_| Outcome::Failed));
+        self.operations = operations;
     }
 
     fn bring(&mut self, need: Need) -> Answer {

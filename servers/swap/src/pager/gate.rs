@@ -36,8 +36,7 @@ impl Wake {
 
     /// When, in nanoseconds: not before the time asked for, and at most a tick after it. What is more than 36 years away comes after 36 years.
     pub(super) const fn time(self) -> u64 {
-        let tick = self.0 >> PLACE_BITS;
-        tick << TICK
+        (self.0 >> PLACE_BITS) << TICK
     }
 
     const fn place(self) -> u32 {

@@ -2,10 +2,10 @@
 
 use alloc::{boxed::Box, vec, vec::Vec};
 use block_client::{Channel, Disk};
-use hypercall::transfer;
+use hypercall::transfer_all;
 use protocol::{
     abi::{Error, Target},
-    memory::{BATCH, TransferOperation},
+    memory::TransferOperation,
     service::{
         VmNumber, VmRef,
         block_driver::{Operation, Status},
@@ -81,29 +81,19 @@ fn fate(status: u32) -> Fate {
 fn make(operations: &mut [TransferOperation]) -> usize {
     // SAFETY: own memory in `operations` is the scratch memory, which is borrowed by nobody as `Guests::copy` has the only
     // reference to the machine, and memory shared with the driver, to which there never are references.
-    unsafe { transfer(operations) }.unwrap_or(0).min(operations.len())
+    unsafe { transfer_all(operations) }
 }
 
 impl Guests for Kernel {
     fn copy(&mut self, copies: &[Copy], fates: &mut Vec<Fate>) {
-        for copies in copies.chunks(BATCH) {
-            let mut operations = core::mem::take(&mut self.operations);
-            operations.clear();
-            operations.extend(copies.iter().map(|copy| self.operation(copy)));
-            let mut made = 0;
-            while made < copies.len() {
-                // The kernel stops early when it has copied much; it is called again with the rest.
-                let count = make(&mut operations[made..]);
-                fates.extend(operations[made..made + count].iter().map(|operation| fate(operation.status)));
-                made += count;
-                if count == 0 {
-                    // The call itself was refused: nothing of the rest can be made.
-                    fates.extend(copies[made..].iter().map(|_| Fate::Failed));
-                    break;
-                }
-            }
-            self.operations = operations;
-        }
+        let mut operations = core::mem::take(&mut self.operations);
+        operations.clear();
+        operations.extend(copies.iter().map(|copy| self.operation(copy)));
+        let made = make(&mut operations);
+        fates.extend(operations.iter().take(made).map(|operation| fate(operation.status)));
+        // A call was refused: nothing of the rest can be made.
+        fates.extend(copies.iter().skip(made).map(|_| Fate::Failed));
+        self.operations = operations;
     }
 
     fn scratch(&mut self) -> &mut [u8] {
