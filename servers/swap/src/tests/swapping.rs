@@ -274,6 +274,26 @@ fn a_changed_disk_stops_only_the_vm_concerned() {
 }
 
 #[test]
+fn a_changed_page_of_a_vm_that_is_in_memory_stops_it() {
+    // Larger than memory, and too large to leave whole: its pages go one by one.
+    const PAGES: u32 = 256;
+    let mut world = world();
+    let image = world.define();
+    world.create(1, image, u64::from(PAGES) * PAGE).unwrap();
+    for page in 54..PAGES {
+        world.write(1, page, page as u8).unwrap();
+    }
+    world.settle();
+    assert_eq!(world.pool()["suspended"], 0);
+    for disk in 0..2 {
+        world.model.disk_bytes(disk).iter_mut().for_each(|byte| *byte ^= 1);
+    }
+    assert!((54..PAGES).any(|page| world.read(1, page).is_none()));
+    let Stop::Pager(reason) = &world.stopped[&1] else { panic!("{:?}", world.stopped[&1]) };
+    assert!(reason.contains("authentication failed"), "{reason}");
+}
+
+#[test]
 fn an_older_page_is_not_taken_for_the_newer() {
     let mut world = World::new(160, &[4096]);
     let image = world.define();
