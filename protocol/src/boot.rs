@@ -40,6 +40,47 @@ pub struct Extent {
     pub count: u64,
 }
 
+/// The screen as the boot loader left it. All zeros: there is none.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct Framebuffer {
+    /// Physical address of its first byte; it lies within [`slot::DEVICES`].
+    pub address: u64,
+    /// Bytes from one line to the next.
+    pub pitch: u32,
+    /// Pixels, or characters, of a line.
+    pub width: u32,
+    /// Lines.
+    pub height: u32,
+    /// [`Framebuffer::NONE`], [`Framebuffer::PIXELS`] or [`Framebuffer::TEXT`].
+    pub kind: u32,
+    /// Bits of a pixel, of a character and its attribute with [`Framebuffer::TEXT`].
+    pub bits_per_pixel: u8,
+    /// Lowest bit of red in a pixel.
+    pub red_position: u8,
+    /// Bits of red.
+    pub red_size: u8,
+    /// Lowest bit of green.
+    pub green_position: u8,
+    /// Bits of green.
+    pub green_size: u8,
+    /// Lowest bit of blue.
+    pub blue_position: u8,
+    /// Bits of blue.
+    pub blue_size: u8,
+    /// 0.
+    pub reserved: u8,
+}
+
+impl Framebuffer {
+    /// No screen.
+    pub const NONE: u32 = 0;
+    /// A linear framebuffer of pixels, each colour a field of bits.
+    pub const PIXELS: u32 = 1;
+    /// EGA text: a byte of code page 437 and an attribute byte for each character.
+    pub const TEXT: u32 = 2;
+}
+
 /// The page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(C)]
@@ -70,6 +111,8 @@ pub struct BootInfo {
     pub processors: u64,
     /// Bytes of memory found at boot.
     pub memory_total: u64,
+    /// The screen, if the boot loader handed one over.
+    pub framebuffer: Framebuffer,
 }
 
 const _: () = assert!(size_of::<BootInfo>() <= 4096);
