@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueHint};
 
+use crate::machine::qemu::Nic;
 use crate::system::types::Size;
 use crate::toolchain::Installing;
 use crate::toolchain::choose::Preference;
@@ -86,6 +87,9 @@ pub struct Run {
     /// Processors of the machine [default: as the system file says]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=255))]
     pub cpus: Option<u16>,
+    /// Network card of the machine
+    #[arg(long, value_enum, default_value_t)]
+    pub nic: Nic,
     /// First port on 127.0.0.1 that leads to a VM; the next services get the next ones
     #[arg(long, value_name = "BASE", default_value_t = crate::machine::ports::BASE, value_parser = clap::value_parser!(u16).range(1..))]
     pub port: u16,

@@ -9,7 +9,7 @@ use crate::accelerator::{self, Accelerator};
 use crate::build::{self, Built};
 use crate::cli::Tools;
 use crate::machine::disk::{Existing, Image};
-use crate::machine::qemu::{self, Disk, Machine, Network};
+use crate::machine::qemu::{self, Disk, Machine, Network, Nic};
 use crate::system::System;
 use crate::system::disks::DiskPlan;
 use crate::toolchain::{self, Installing, Toolchain};
@@ -101,6 +101,7 @@ impl Session {
             cpus: system.cpus,
             accelerator,
             count_instructions: false,
+            nic: Nic::default(),
             network,
             disks: Vec::new(),
             qmp: None,

@@ -33,6 +33,7 @@ pub(super) fn run(options: &Run) -> Result<ExitCode> {
     let mut machine = session.machine(&system, &built, ports::network(&system, &reachable));
     machine.memory = options.memory.unwrap_or(machine.memory);
     machine.cpus = options.cpus.unwrap_or(machine.cpus);
+    machine.nic = options.nic;
     machine.extra = options.extra.clone();
     if options.dry_run {
         // Nothing is made: these are where they would be.

@@ -5,6 +5,8 @@ use std::net::Ipv4Addr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use clap::ValueEnum;
+
 use crate::accelerator::Accelerator;
 use crate::system::network::MACHINE_MAC;
 
@@ -51,6 +53,32 @@ pub enum Network {
     },
     /// No NIC.
     None,
+}
+
+/// Which network card a machine has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, ValueEnum)]
+pub enum Nic {
+    /// virtio-net.
+    #[default]
+    Virtio,
+    /// Intel 82540EM.
+    E1000,
+    /// Intel 82574L.
+    E1000e,
+    /// Realtek RTL8139C+.
+    Rtl8139,
+}
+
+impl Nic {
+    /// QEMU's device, with the properties that are always wanted.
+    pub fn device(self) -> &'static str {
+        match self {
+            Nic::Virtio => "virtio-net-pci,disable-legacy=on",
+            Nic::E1000 => "e1000",
+            Nic::E1000e => "e1000e",
+            Nic::Rtl8139 => "rtl8139",
+        }
+    }
 }
 
 /// A disk of a machine.
@@ -151,7 +179,9 @@ pub struct Machine {
     pub accelerator: Accelerator,
     /// Time counts instructions: one a nanosecond. Makes measurements repeatable. TCG only.
     pub count_instructions: bool,
-    /// NIC.
+    /// Model of the NIC.
+    pub nic: Nic,
+    /// What the NIC is connected to.
     pub network: Network,
     /// Disks, in the order of the bus.
     pub disks: Vec<Disk>,
@@ -180,7 +210,7 @@ impl Machine {
         add(&["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"]);
         if let Some(netdev) = self.network.netdev() {
             // The machine boots from `-kernel`: an option ROM for booting from the network only costs time.
-            let device = format!("virtio-net-pci,netdev=net,mac={MACHINE_MAC},disable-legacy=on,romfile=");
+            let device = format!("{},id=nic,netdev=net,mac={MACHINE_MAC},romfile=", self.nic.device());
             add(&["-netdev", &netdev, "-device", &device]);
         }
         for disk in &self.disks {
@@ -240,6 +270,7 @@ mod tests {
             cpus: 2,
             accelerator: Accelerator::Tcg,
             count_instructions: false,
+            nic: Nic::Virtio,
             network: Network::User {
                 network: (Ipv4Addr::new(10, 0, 2, 0), 24),
                 gateway: Ipv4Addr::new(10, 0, 2, 2),
@@ -263,12 +294,18 @@ mod tests {
             "-accel tcg,thread=multi -cpu max",
             "-m 512M -smp 2",
             "hostfwd=tcp:127.0.0.1:8080-10.0.2.15:80,hostfwd=tcp:127.0.0.1:8081-10.0.2.16:80",
-            "virtio-net-pci,netdev=net,mac=52:54:00:12:34:56,disable-legacy=on",
+            "virtio-net-pci,disable-legacy=on,id=nic,netdev=net,mac=52:54:00:12:34:56,romfile=",
             "isa-debug-exit,iobase=0xf4,iosize=0x04",
             "-kernel k -initrd 'b c' -s",
         ] {
             assert!(line.contains(part), "{part} is missing: {line}");
         }
+    }
+
+    #[test]
+    fn network_cards() {
+        let line = Machine { nic: Nic::E1000e, ..machine() }.command_line();
+        assert!(line.contains("-device e1000e,id=nic,netdev=net,mac=52:54:00:12:34:56,romfile= "), "{line}");
     }
 
     #[test]
