@@ -8,10 +8,11 @@ pub use table::{VM_COST, VmTable};
 
 use crate::domain::Band;
 use alloc::{string::String, vec::Vec};
+use core::fmt;
 use serde::{Deserialize, Serialize};
 
 /// Version of this format. `init` refuses any other.
-pub const MANIFEST_VERSION: u32 = 1;
+pub const MANIFEST_VERSION: u32 = 2;
 
 /// The whole system.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -135,8 +136,43 @@ pub enum Resource {
     },
     /// The kernel's debug line.
     Debug,
-    /// PCI devices that this driver may claim from the platform server: `(vendor, device)`.
-    PciDevices(Vec<(u16, u16)>),
+    /// PCI devices that this driver may claim from the platform server.
+    PciDevices(Vec<PciMatch>),
+}
+
+/// Which PCI devices a driver is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum PciMatch {
+    /// Those of one vendor and device number.
+    Id {
+        /// Vendor.
+        vendor: u16,
+        /// Device.
+        device: u16,
+    },
+    /// Those of a class, whoever made them, unless a driver names their vendor and device number: class (bits 16-23), subclass
+    /// (8-15), programming interface (0-7), as the PCI Code and ID Assignment Specification numbers them.
+    Class(u32),
+}
+
+impl PciMatch {
+    /// Whether a device of this vendor, device number and class is among them.
+    pub fn fits(&self, vendor: u16, device: u16, class: u32) -> bool {
+        match *self {
+            PciMatch::Id { vendor: wanted, device: number } => (wanted, number) == (vendor, device),
+            PciMatch::Class(wanted) => wanted == class,
+        }
+    }
+}
+
+/// As in a system file.
+impl fmt::Display for PciMatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PciMatch::Id { vendor, device } => write!(f, "{vendor:04x}:{device:04x}"),
+            PciMatch::Class(class) => write!(f, "class:{class:06x}"),
+        }
+    }
 }
 
 /// The VMs' network.
@@ -238,7 +274,7 @@ pub struct StartupClient {
     /// Line that the client raises on us.
     pub line: u8,
     /// PCI devices that the client may claim (for the platform server).
-    pub pci_devices: Vec<(u16, u16)>,
+    pub pci_devices: Vec<PciMatch>,
     /// ISA interrupts that the client may take (for the platform server): its [`Resource::IsaInterrupt`]s.
     pub isa_interrupts: Vec<u8>,
 }

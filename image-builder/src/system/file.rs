@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::types::{Address, Cidr, Mac, PciId, PortRange, Size};
+use super::types::{Address, Cidr, Mac, PciDevices, PortRange, Size};
 
 /// A whole system file.
 #[derive(Debug, Deserialize)]
@@ -82,7 +82,7 @@ pub struct ServerTable {
     pub isa_interrupts: Vec<Spanned<u8>>,
     /// PCI devices that it may claim from the platform server.
     #[serde(default)]
-    pub pci: Vec<Spanned<PciId>>,
+    pub pci: Vec<Spanned<PciDevices>>,
     /// Memory shared by name with other servers.
     #[serde(default)]
     pub shared: Vec<Spanned<SharedTable>>,

@@ -90,7 +90,7 @@ fn pci(servers: &[&ServerTable], source: &Source, problems: &mut Vec<Problem>) {
         let mut seen: BTreeMap<String, Range<usize>> = BTreeMap::new();
         let name = server.name.get_ref();
         for id in &server.pci {
-            let what = format!("PCI device {}", id.get_ref());
+            let what = format!("PCI device {}", id.get_ref().0);
             let (owner, place) = owners.entry(what.clone()).or_insert((*server, id.span()));
             let (message, first) = if let Some(first) = seen.insert(what.clone(), id.span()) {
                 (format!("server `{name}` is given {what} twice"), first)

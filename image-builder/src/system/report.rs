@@ -8,7 +8,7 @@ use protocol::manifest::{Channel, Resource, Restart, Server};
 
 use super::System;
 use super::servers::INIT;
-use super::types::{Mac, PciId, PortRange, Size};
+use super::types::{Mac, PortRange, Size};
 
 /// Runs of VMs of one kind longer than this are shown by their ends.
 const RUN_MAX: usize = 8;
@@ -106,8 +106,7 @@ fn holds(resource: &Resource) -> String {
         }
         Resource::Debug => "the kernel's debug line".into(),
         Resource::PciDevices(ids) => {
-            let ids: Vec<_> =
-                ids.iter().map(|(vendor, device)| PciId { vendor: *vendor, device: *device }.to_string()).collect();
+            let ids: Vec<_> = ids.iter().map(ToString::to_string).collect();
             format!("PCI devices {}", ids.join(", "))
         }
     }

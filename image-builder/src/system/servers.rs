@@ -200,8 +200,7 @@ fn resources(table: &ServerTable) -> Vec<Resource> {
         resources.push(Resource::IsaInterrupt { number: *number.get_ref() });
     }
     if !table.pci.is_empty() {
-        let ids = table.pci.iter().map(|id| (id.get_ref().vendor, id.get_ref().device));
-        resources.push(Resource::PciDevices(ids.collect()));
+        resources.push(Resource::PciDevices(table.pci.iter().map(|devices| devices.get_ref().0).collect()));
     }
     for shared in table.shared.iter().map(Spanned::get_ref) {
         resources.push(Resource::Shared { name: shared.name.clone(), bytes: shared.size.0 });

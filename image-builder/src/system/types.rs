@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use std::str::FromStr;
 
 use protocol::layout::PAGE;
+use protocol::manifest::PciMatch;
 use serde::Deserialize;
 
 /// An amount of memory: `"64 KiB"`, `"4 MiB"`, `"1 GiB"` or a number of bytes; a multiple of a page.
@@ -198,31 +199,26 @@ impl fmt::Display for PortRange {
     }
 }
 
-/// A PCI device: vendor and device number, `"1af4:1041"`.
+/// PCI devices: vendor and device number, `"1af4:1041"`, or class, subclass and programming interface, `"class:010802"`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
 #[serde(try_from = "String")]
-pub struct PciId {
-    /// Vendor.
-    pub vendor: u16,
-    /// Device.
-    pub device: u16,
-}
+pub struct PciDevices(pub PciMatch);
 
-impl TryFrom<String> for PciId {
+impl TryFrom<String> for PciDevices {
     type Error = String;
 
-    fn try_from(text: String) -> Result<PciId, String> {
+    fn try_from(text: String) -> Result<PciDevices, String> {
         let number = |part: &str| hexadecimal(part).filter(|_| part.len() == 4);
-        let id = text.split_once(':').and_then(|(vendor, device)| Some((number(vendor)?, number(device)?)));
-        let (vendor, device) =
-            id.ok_or_else(|| format!("`{text}` is not a PCI device: write vendor:device like \"1af4:1041\""))?;
-        Ok(PciId { vendor, device })
-    }
-}
-
-impl fmt::Display for PciId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:04x}:{:04x}", self.vendor, self.device)
+        let class = |digits: &str| {
+            let (high, low) = digits.split_at_checked(2).filter(|(high, low)| high.len() == 2 && low.len() == 4)?;
+            Some(PciMatch::Class(u32::from(hexadecimal(high)?) << 16 | u32::from(hexadecimal(low)?)))
+        };
+        let devices = text.split_once(':').and_then(|halves| match halves {
+            ("class", digits) => class(digits),
+            (vendor, device) => Some(PciMatch::Id { vendor: number(vendor)?, device: number(device)? }),
+        });
+        let help = "write vendor:device like \"1af4:1041\", or class:CCSSPP (class, subclass, programming interface) like \"class:010802\"";
+        devices.map(PciDevices).ok_or_else(|| format!("`{text}` is not a PCI device: {help}"))
     }
 }
 
@@ -290,8 +286,17 @@ mod tests {
         for wrong in ["0x3ff-0x3f8", "100", "0x10000", "0x-0x"] {
             PortRange::try_from(wrong.to_string()).expect_err(wrong);
         }
-        assert_eq!(PciId::try_from("1af4:1041".to_string()), Ok(PciId { vendor: 0x1af4, device: 0x1041 }));
-        PciId::try_from("1af4".to_string()).expect_err("no device");
-        PciId::try_from("1af4:+041".to_string()).expect_err("a sign");
+        for (text, devices) in [
+            ("1af4:1041", PciMatch::Id { vendor: 0x1af4, device: 0x1041 }),
+            ("class:010802", PciMatch::Class(0x01_0802)),
+        ] {
+            assert_eq!(PciDevices::try_from(text.to_string()), Ok(PciDevices(devices)));
+            assert_eq!(devices.to_string(), text);
+        }
+        for wrong in
+            ["1af4", "1af4:+041", "class:0108", "class:01080200", "class:01+802", "class:0é802", "Class:010802"]
+        {
+            PciDevices::try_from(wrong.to_string()).expect_err(wrong);
+        }
     }
 }

@@ -87,8 +87,8 @@ pub struct DeviceInfo {
     pub vendor: u16,
     /// Device.
     pub device: u16,
-    /// Class and subclass.
-    pub class: u16,
+    /// Class (bits 16-23), subclass (8-15), programming interface (0-7).
+    pub class: u32,
     /// Whether a driver has it.
     pub claimed: bool,
 }

@@ -248,6 +248,7 @@ impl Slots {
 mod tests {
     use super::*;
     use crate::model::{holdings, manifest};
+    use protocol::manifest::PciMatch;
 
     fn given(index: usize) -> Given {
         let own = Place { slot: boot::slot::MEMORY, first: 0x400, count: 256 };
@@ -295,7 +296,7 @@ mod tests {
         assert_eq!(grant(devices.slot + 1).source, Source::Slot(boot::slot::INTERRUPTS));
         let narrow = grant(ports.slot).narrow.unwrap();
         assert_eq!((narrow.first, narrow.count, narrow.rights), (0xcf8, 8, 0));
-        assert_eq!(platform.startup.clients[0].pci_devices, [(0x1af4, 0x1041)]);
+        assert_eq!(platform.startup.clients[0].pci_devices, [PciMatch::Id { vendor: 0x1af4, device: 0x1041 }]);
         assert_eq!(platform.startup.clients[0].isa_interrupts, [4]);
 
         let driver = given(1);

@@ -14,7 +14,7 @@ use protocol::{
     capability::Narrow,
     domain::{Control, DomainParameters, Event, Usage},
     layout::PAGE,
-    manifest::{Channel, MANIFEST_VERSION, Manifest, Resource, Restart, Server, Startup},
+    manifest::{Channel, MANIFEST_VERSION, Manifest, PciMatch, Resource, Restart, Server, Startup},
     memory::{Access, MapKind, MapOperation},
 };
 
@@ -184,7 +184,7 @@ pub fn manifest() -> Manifest {
     servers[0].resources = vec![Resource::Platform, Resource::Ports { first: 0xcf8, count: 8 }, Resource::Debug];
     servers[1].channels = vec![channel(0, 8, 8)];
     servers[1].resources = vec![
-        Resource::PciDevices(vec![(0x1af4, 0x1041)]),
+        Resource::PciDevices(vec![PciMatch::Id { vendor: 0x1af4, device: 0x1041 }]),
         Resource::IsaInterrupt { number: 4 },
         Resource::Shared { name: "net0".into(), bytes: 3 * PAGE },
     ];

@@ -38,8 +38,8 @@ pub struct Device {
     pub vendor: u16,
     /// Device.
     pub device: u16,
-    /// Class and subclass.
-    pub class: u16,
+    /// Class (bits 16-23), subclass (8-15), programming interface (0-7).
+    pub class: u32,
     /// Its base address registers that are in use.
     pub bars: Vec<Bar>,
     /// Its MSI-X capability.
@@ -62,14 +62,14 @@ impl Device {
         let access = Access(config);
         let header = PciHeader::new(address);
         let (vendor, device) = header.id(&access);
-        let (_, class, subclass, _) = header.revision_and_class(&access);
+        let (_, class, subclass, interface) = header.revision_and_class(&access);
         let endpoint = EndpointHeader::from_header(header, &access)?;
         let (pin, line) = endpoint.interrupt(&access);
         let mut found = Device {
             address,
             vendor,
             device,
-            class: u16::from(class) << 8 | u16::from(subclass),
+            class: u32::from(class) << 16 | u32::from(subclass) << 8 | u32::from(interface),
             bars: bars(config, address),
             msix: None,
             msi: None,
@@ -294,7 +294,7 @@ mod tests {
     fn finds_registers_and_capabilities() {
         let bus = Bus::new([Function::virtio_net(3)]);
         let device = Device::read(&bus, Function::address(3)).unwrap();
-        assert_eq!((device.vendor, device.device, device.class), (0x1af4, 0x1041, 0x0200));
+        assert_eq!((device.vendor, device.device, device.class), (0x1af4, 0x1041, 0x02_0000));
         let bar = |number, address, length, memory| Bar { number, address, length, memory };
         let expected =
             [bar(0, 0xc040, 0x20, false), bar(1, 0xfeb9_1000, 0x1000, true), bar(4, 0x7_0000_0000, 0x4000, true)];

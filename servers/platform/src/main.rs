@@ -10,6 +10,7 @@ use alloc::vec::Vec;
 use core::fmt::Arguments;
 use platform::{
     config::{Config, PciAddress, location},
+    device::Device,
     enumerate::enumerate,
     platform::{Client, Machine, Message, Platform},
     registers::Block,
@@ -208,8 +209,10 @@ fn start(startup: &Startup) -> Server {
     let found = enumerate(&pc);
     let platform = Platform::new(pc, routing, found, clients.collect(), startup.incarnation > 0);
     if startup.incarnation == 0 {
-        for (address, vendor, device) in platform.devices() {
-            server_runtime::log!("PCI {address}: {vendor:04x}:{device:04x}");
+        for (device, driven) in platform.devices() {
+            let Device { address, vendor, device, class, .. } = device;
+            let note = if driven { "" } else { ", no driver in the system file" };
+            server_runtime::log!("PCI {address}: {vendor:04x}:{device:04x} class {class:06x}{note}");
         }
     }
     Server { platform, wall_clock }

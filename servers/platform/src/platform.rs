@@ -1,7 +1,7 @@
 //! Claims, registers and interrupts of devices: the requests of drivers.
 
 use crate::{
-    config::{Access, Config, LENGTH, PciAddress},
+    config::{Access, Config, LENGTH},
     device::Device,
     registers::{Block, Refusal, block},
     routing::Routing,
@@ -10,6 +10,7 @@ use alloc::vec::Vec;
 use pci_types::{CommandRegister, capability::MultipleMessageSupport};
 use protocol::{
     domain::InterruptSource,
+    manifest::PciMatch,
     service::platform::{DeviceNumber, Request, Response},
 };
 
@@ -41,8 +42,8 @@ pub struct Message {
 pub struct Client {
     /// Badge of its messages.
     pub badge: u64,
-    /// PCI devices that it may claim: vendor and device.
-    pub pci_devices: Vec<(u16, u16)>,
+    /// PCI devices that it may claim.
+    pub pci_devices: Vec<PciMatch>,
     /// ISA interrupts that it may take.
     pub isa_interrupts: Vec<u8>,
     /// Devices that it has claimed: their places in `Platform::functions`.
@@ -51,7 +52,7 @@ pub struct Client {
 
 impl Client {
     /// A client without claims.
-    pub fn new(badge: u64, pci_devices: Vec<(u16, u16)>, isa_interrupts: Vec<u8>) -> Client {
+    pub fn new(badge: u64, pci_devices: Vec<PciMatch>, isa_interrupts: Vec<u8>) -> Client {
         Client { badge, pci_devices, isa_interrupts, claims: Vec::new() }
     }
 }
@@ -183,14 +184,23 @@ impl<M: Machine> Platform<M> {
         }
     }
 
+    /// Clients that may claim a device: those that name its vendor and device number; if there are none, those that name its class.
+    fn candidates<'a>(&'a self, device: &Device) -> impl DoubleEndedIterator<Item = usize> + use<'a, M> {
+        let (vendor, number, class) = (device.vendor, device.device, device.class);
+        let fits = move |by_class: bool, client: &Client| {
+            let fits = |devices: &PciMatch| {
+                matches!(devices, PciMatch::Class(_)) == by_class && devices.fits(vendor, number, class)
+            };
+            client.pci_devices.iter().any(fits)
+        };
+        let by_class = !self.clients.iter().any(|client| fits(false, client));
+        self.clients.iter().enumerate().filter(move |(_, client)| fits(by_class, client)).map(|(index, _)| index)
+    }
+
     /// The client that may claim a device. Of those that the same clients may claim, the first belongs to the first client, and so
     /// on, and what is left to the last: whoever is restarted, each gets its own again.
     fn owner(&self, place: usize) -> Option<usize> {
-        let clients = |function: &Function| {
-            let id = (function.device.vendor, function.device.device);
-            let may = move |(_, client): &(usize, &Client)| client.pci_devices.contains(&id);
-            self.clients.iter().enumerate().filter(may).map(|(index, _)| index)
-        };
+        let clients = |function: &Function| self.candidates(&function.device);
         let (before, rest) = self.functions.split_at_checked(place)?;
         let function = rest.first()?;
         let rank = before.iter().filter(|other| clients(other).eq(clients(function))).count();
@@ -328,12 +338,9 @@ impl<M: Machine> Platform<M> {
         }
     }
 
-    /// Addresses, vendors and devices of all functions, for the log.
-    pub fn devices(&self) -> impl Iterator<Item = (PciAddress, u16, u16)> {
-        self.functions.iter().map(|function| {
-            let device = &function.device;
-            (device.address, device.vendor, device.device)
-        })
+    /// All functions, each with whether the system file has a driver for it; for the log.
+    pub fn devices(&self) -> impl Iterator<Item = (&Device, bool)> {
+        self.functions.iter().map(|function| (&function.device, self.candidates(&function.device).next().is_some()))
     }
 
     /// What is below.
@@ -346,7 +353,7 @@ impl<M: Machine> Platform<M> {
 mod tests {
     use super::*;
     use crate::{
-        config::COMMAND,
+        config::{COMMAND, PciAddress},
         mock::{Bus, Function as Mock},
     };
     use core::cell::Cell;
@@ -394,7 +401,9 @@ mod tests {
         fn log(&self, _: core::fmt::Arguments<'_>) {}
     }
 
+    const VIRTIO: PciMatch = PciMatch::Id { vendor: 0x1af4, device: 0x1041 };
     const NET: u64 = 3;
+    const NVME: u64 = 5;
     const OTHER: u64 = 4;
     const CONSOLE: u64 = 1;
 
@@ -404,9 +413,10 @@ mod tests {
         let (made, msix, blocks) = (Vec::new(), BTreeMap::new(), Vec::new());
         let machine = Machine { bus, slots: 8, made, msix, blocks, waits: Cell::new(0) };
         let clients = Vec::from([
-            Client::new(NET, Vec::from([(0x1af4, 0x1041)]), Vec::new()),
-            Client::new(OTHER, Vec::from([(0x1af4, 0x1041), (0x8086, 0x10d3)]), Vec::new()),
+            Client::new(NET, Vec::from([VIRTIO]), Vec::new()),
+            Client::new(OTHER, Vec::from([VIRTIO, PciMatch::Id { vendor: 0x8086, device: 0x10d3 }]), Vec::new()),
             Client::new(CONSOLE, Vec::new(), Vec::from([4])),
+            Client::new(NVME, Vec::from([PciMatch::Class(0x01_0802)]), Vec::new()),
         ]);
         Platform::new(machine, Routing::default(), devices, clients, false)
     }
@@ -445,6 +455,25 @@ mod tests {
         let mut platform = self::platform(functions());
         assert_eq!((location(&mut platform, OTHER), location(&mut platform, OTHER)), (Some(5), Some(7)));
         assert_eq!((location(&mut platform, NET), location(&mut platform, NET)), (Some(3), None));
+    }
+
+    #[test]
+    fn a_class_is_claimed_unless_somebody_names_the_device() {
+        let nvme = |device, vendor, number| {
+            let mut function = Mock::empty(Mock::address(device), vendor, number, 0x0108);
+            function.words[2] |= 0x0200;
+            function
+        };
+        let other = Mock::empty(Mock::address(7), 0x1b36, 0x0010, 0x0108);
+        let mut platform = platform([nvme(3, 0x1b36, 0x0010), nvme(5, 0x8086, 0x10d3), other]);
+        let place = |platform: &mut Platform<Machine>, badge| match platform.request(badge, &Request::Claim).0 {
+            Response::Device { info, .. } => Some(info.location >> 3),
+            _ => None,
+        };
+        assert_eq!((place(&mut platform, NVME), place(&mut platform, NVME)), (Some(3), None));
+        assert_eq!(place(&mut platform, OTHER), Some(5));
+        let driven: Vec<_> = platform.devices().map(|(device, driven)| (device.address.device(), driven)).collect();
+        assert_eq!(driven, [(3, true), (5, true), (7, false)]);
     }
 
     #[test]

@@ -101,7 +101,7 @@ pub fn devices(devices: &[DeviceInfo]) -> String {
         [
             format!("{:02x}:{:02x}.{}", location >> 8, location >> 3 & 31, location & 7),
             format!("{:04x}:{:04x}", device.vendor, device.device),
-            format!("{:04x}", device.class),
+            format!("{:06x}", device.class),
             class(device.class).into(),
             if device.claimed { "yes".into() } else { "-".into() },
         ]
@@ -109,9 +109,9 @@ pub fn devices(devices: &[DeviceInfo]) -> String {
     table(["PLACE", "DEVICE", "CLASS", "WHAT", "DRIVEN"], &devices.iter().map(row).collect::<alloc::vec::Vec<_>>())
 }
 
-/// The name of a PCI class and subclass (PCI Code and ID Assignment Specification).
-fn class(class: u16) -> &'static str {
-    match (class >> 8, class & 0xff) {
+/// The name of a PCI class and subclass; the programming interface does not matter here (PCI Code and ID Assignment Specification).
+fn class(class: u32) -> &'static str {
+    match (class >> 16, class >> 8 & 0xff) {
         (0x01, 0x00) => "SCSI controller",
         (0x01, 0x01) => "IDE controller",
         (0x01, 0x06) => "SATA controller",
@@ -212,8 +212,8 @@ mod tests {
         ];
         let text = pool(&MemoryInfo { page_ins: 123, page_outs: 456, ..swap });
         assert_eq!(text.lines().collect::<Vec<_>>(), lines);
-        let device = DeviceInfo { location: 0x0010, vendor: 0x1af4, device: 0x1041, class: 0x0200, claimed: true };
-        assert_eq!(devices(&[device]).lines().nth(1).unwrap(), "00:02.0  1af4:1041  0200   Ethernet controller  yes");
+        let device = DeviceInfo { location: 0x0010, vendor: 0x1af4, device: 0x1041, class: 0x02_0000, claimed: true };
+        assert_eq!(devices(&[device]).lines().nth(1).unwrap(), "00:02.0  1af4:1041  020000  Ethernet controller  yes");
         assert_eq!(devices(&[]), "there are no PCI devices\n");
     }
 }
