@@ -14,6 +14,8 @@ extern crate std;
 
 pub mod rings;
 mod serve;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 
 pub use pci_device::{self as pci, Dma, Problem};
 pub use serve::{Setup, serve};

@@ -216,6 +216,7 @@ impl<D: NetDriver> Rings<D> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::Switch;
     use alloc::{collections::VecDeque, vec, vec::Vec};
     use proptest::prelude::*;
     use protocol::service::net_driver::HEADROOM;
@@ -288,41 +289,27 @@ mod tests {
         fn interrupt(&mut self, _: u64) {}
     }
 
-    /// The rings, with the switch's side of them played by the test.
+    /// The rings, and the switch.
     struct Bench {
         rings: Rings<Mock>,
-        shared: Region,
-        sent_filled: u32,
-        received_taken: u32,
+        switch: Switch,
     }
 
     impl Bench {
         fn new() -> Bench {
-            let shared = Region::of(vec![!0; SHARED_BYTES / 8].leak());
-            let mut rings = Rings::new(Mock::default(), shared, PHYSICAL).unwrap();
+            let switch = Switch::new();
+            let mut rings = Rings::new(Mock::default(), switch.shared, PHYSICAL).unwrap();
             rings.start().unwrap();
-            Bench { rings, shared, sent_filled: 0, received_taken: 0 }
+            Bench { rings, switch }
         }
         fn put(&mut self, packet: &[u8]) {
-            let entry = self.sent_filled as usize % ENTRIES;
-            self.shared.copy_in(send_buffer(entry) + HEADROOM, packet);
-            self.shared.write_u32(offset_of!(RingPage, send) + entry * 4, packet.len() as u32);
-            self.sent_filled = self.sent_filled.wrapping_add(1);
-            self.shared.write_u32(offset_of!(RingPage, sent_filled), self.sent_filled);
+            self.switch.put(packet);
         }
         fn sent_taken(&self) -> u32 {
-            self.shared.read_u32(offset_of!(RingPage, sent_taken))
+            self.switch.sent_taken()
         }
         fn take(&mut self) -> Option<Vec<u8>> {
-            if self.received_taken == self.shared.read_u32(offset_of!(RingPage, arrived)) {
-                return None;
-            }
-            let entry = self.received_taken as usize % ENTRIES;
-            let mut packet = vec![0; self.shared.read_u32(offset_of!(RingPage, receive) + entry * 4) as usize];
-            self.shared.copy_out(receive_buffer(entry) + HEADROOM, &mut packet);
-            self.received_taken = self.received_taken.wrapping_add(1);
-            self.shared.write_u32(offset_of!(RingPage, received_taken), self.received_taken);
-            Some(packet)
+            self.switch.take()
         }
     }
 
@@ -406,7 +393,7 @@ mod tests {
         bench.rings.device.receive(0, &packet(7));
         bench.rings.work();
         bench.rings.start().unwrap();
-        (bench.sent_filled, bench.received_taken) = (0, 0);
+        bench.switch.restart();
         assert_eq!((bench.rings.device.restarts, bench.rings.device.offered.len()), (2, ENTRIES));
         assert_eq!((bench.take(), bench.sent_taken()), (None, 0));
         bench.put(&packet(9));
@@ -429,7 +416,7 @@ mod tests {
             let (mut out, mut inward, mut taken) = (Vec::new(), VecDeque::new(), 0usize);
             for (step, number) in steps {
                 match step {
-                    0 if bench.sent_filled.wrapping_sub(bench.sent_taken()) < ENTRIES as u32 => {
+                    0 if bench.switch.room() => {
                         bench.put(&packet(number));
                         out.push(packet(number));
                     }
@@ -454,9 +441,9 @@ mod tests {
             let mut bench = Bench::new();
             for (step, value, small) in steps {
                 match step {
-                    0 => bench.shared.write_u32(offset_of!(RingPage, sent_filled), if small % 2 == 0 { value } else { small % 300 }),
-                    1 => bench.shared.write_u32(offset_of!(RingPage, received_taken), if small % 2 == 0 { value } else { small % 300 }),
-                    2 => bench.shared.write_u32(offset_of!(RingPage, send) + small as usize % ENTRIES * 4, value % 3000),
+                    0 => bench.switch.shared.write_u32(offset_of!(RingPage, sent_filled), if small % 2 == 0 { value } else { small % 300 }),
+                    1 => bench.switch.shared.write_u32(offset_of!(RingPage, received_taken), if small % 2 == 0 { value } else { small % 300 }),
+                    2 => bench.switch.shared.write_u32(offset_of!(RingPage, send) + small as usize % ENTRIES * 4, value % 3000),
                     _ => {
                         bench.rings.device.transmit(small as usize % 8);
                         bench.rings.device.receive(small as usize % 8, &packet(value as u8));

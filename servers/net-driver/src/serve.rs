@@ -99,13 +99,17 @@ impl<D: NetDriver> Handler<Service> for Server<D> {
     }
 
     fn interrupts(&mut self, lines: u64) {
-        let (Some(rings), Some(switch)) = (&mut self.rings, self.switch) else {
+        let Some(rings) = &mut self.rings else {
             return;
         };
         let hardware = lines >> line::HARDWARE_FIRST << line::HARDWARE_FIRST;
         if hardware != 0 {
+            // Also while nobody has started the rings: a line that other devices share would stay masked.
             rings.device().interrupt(hardware);
         }
+        let Some(switch) = self.switch else {
+            return;
+        };
         if rings.work() {
             // A switch that is being restarted begins anew anyway.
             let _ = hypercall::raise(Target::slot(switch));
