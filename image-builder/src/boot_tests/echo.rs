@@ -25,15 +25,22 @@ const CONNECTIONS: usize = 3;
 
 fn echo(context: &mut Context<'_>) -> Result<()> {
     context.boot(None)?;
-    // QEMU accepts connections before the VM does: wait until it says that it does.
-    context.line(0, &["vm echo|", "echo on TCP"])?;
-    let sent: Vec<u8> = (0..BYTES).map(|index| (index * 31 + index / 251) as u8).collect();
-    let received = exchange(context, &sent).wrap_err("one connection with many bytes")?;
-    if received != sent {
-        return Err(miette!("of {BYTES} bytes, {} came back, or not the same", received.len()));
-    }
+    come_back(context, BYTES)?;
     several(context).wrap_err("several connections at once")?;
     context.healthy()
+}
+
+/// So many bytes, sent to the echo VM, come back as they are.
+pub(super) fn come_back(context: &mut Context<'_>, bytes: usize) -> Result<()> {
+    // QEMU accepts connections before the VM does: wait until it says that it does.
+    context.line(0, &["vm echo|", "echo on TCP"])?;
+    let sent: Vec<u8> = (0..bytes).map(|index| (index * 31 + index / 251) as u8).collect();
+    let received = exchange(context, &sent).wrap_err("one connection with many bytes")?;
+    if received == sent {
+        Ok(())
+    } else {
+        Err(miette!("of {bytes} bytes, {} came back, or not the same", received.len()))
+    }
 }
 
 fn several(context: &Context<'_>) -> Result<()> {

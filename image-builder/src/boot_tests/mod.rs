@@ -12,6 +12,7 @@ mod frames;
 pub mod harness;
 mod hostile;
 mod lan;
+mod nic;
 mod pages;
 mod restart;
 mod swap;
@@ -53,6 +54,7 @@ pub fn all() -> Vec<BootTest> {
         echo::TESTS,
         frames::TESTS,
         lan::TESTS,
+        nic::TESTS,
         pages::TESTS,
         hostile::TESTS,
         restart::TESTS,

@@ -33,8 +33,15 @@ const VM: &str = "httpd-1";
 
 fn driver_kill(context: &mut Context<'_>) -> Result<()> {
     context.boot(None)?;
-    context.page(VM, "/")?;
-    let port = context.port_of(VM)?;
+    kill_while_serving(context, "virtio-net", VM)?;
+    context.page("httpd-2", "/")?;
+    context.healthy()
+}
+
+/// Kills the network driver twice while a VM is asked for pages: it must go on answering.
+pub(super) fn kill_while_serving(context: &mut Context<'_>, driver: &str, vm: &str) -> Result<()> {
+    context.page(vm, "/")?;
+    let port = context.port_of(vm)?;
     let (stop, answered) = (AtomicBool::new(false), AtomicUsize::new(0));
     thread::scope(|scope| {
         scope.spawn(|| {
@@ -44,18 +51,16 @@ fn driver_kill(context: &mut Context<'_>) -> Result<()> {
                 }
             }
         });
-        let result = kill_under_load(context, &answered);
+        let result = kill_under_load(context, driver, &answered);
         stop.store(true, Ordering::SeqCst);
         result
-    })?;
-    context.page("httpd-2", "/")?;
-    context.healthy()
+    })
 }
 
-fn kill_under_load(context: &mut Context<'_>, answered: &AtomicUsize) -> Result<()> {
+fn kill_under_load(context: &mut Context<'_>, driver: &str, answered: &AtomicUsize) -> Result<()> {
     more_answers(context, answered, "before the driver was killed")?;
     for _ in 0..2 {
-        kill(context, "virtio-net")?;
+        kill(context, driver)?;
         more_answers(context, answered, "after the driver was restarted")?;
     }
     Ok(())

@@ -60,6 +60,16 @@ impl Qmp {
         }
     }
 
+    /// Plugs the cable of the machine's NIC in or out.
+    pub fn set_cable(&mut self, plugged: bool) -> Result<()> {
+        self.execute("set_link", json!({ "name": "nic", "up": plugged })).map(drop)
+    }
+
+    /// Lets a machine that was stopped go on.
+    pub fn go(&mut self) -> Result<()> {
+        self.execute("cont", json!({})).map(drop)
+    }
+
     /// Lets a disk move so many bytes a second; 0: as many as it can.
     pub fn throttle(&mut self, disk: &str, bytes_per_second: u64) -> Result<()> {
         // The device that has the disk is a part of the PCI device of that name.
