@@ -5,21 +5,25 @@
 
 mod boot;
 mod disk;
+mod drivers;
 mod ipc;
 pub mod result;
 mod swap;
 mod vdisk;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
 use miette::{IntoDiagnostic, Result, WrapErr, miette};
 
+use crate::build::Built;
 use crate::lines;
 use crate::process::output_of;
 use crate::session::Session;
-use result::{Measurement, Results};
+use crate::system::System;
+use result::{Better, Measurement, Results};
 
 /// A benchmark.
 #[derive(Clone, Copy, Debug)]
@@ -33,8 +37,8 @@ pub struct Benchmark {
 }
 
 /// All benchmarks.
-pub fn all() -> [Benchmark; 5] {
-    [ipc::BENCHMARK, boot::BENCHMARK, disk::BENCHMARK, vdisk::BENCHMARK, swap::BENCHMARK]
+pub fn all() -> [Benchmark; 6] {
+    [ipc::BENCHMARK, boot::BENCHMARK, drivers::BENCHMARK, disk::BENCHMARK, vdisk::BENCHMARK, swap::BENCHMARK]
 }
 
 /// Runs a benchmark: prints a table and, if wanted, writes a file.
@@ -61,6 +65,30 @@ pub fn run(session: &mut Session, benchmark: &Benchmark, output: Option<&Path>) 
         println!("Written to {}.", path.display());
     }
     Ok(())
+}
+
+/// A measurement. `params`: `key=value`, with spaces between.
+fn measurement(name: &str, value: f64, unit: &str, better: Better, params: &str) -> Measurement {
+    let pair = |word: &str| word.split_once('=').map(|(key, value)| (key.to_string(), value.to_string()));
+    let params: BTreeMap<_, _> = params.split_whitespace().filter_map(pair).collect();
+    Measurement { name: name.into(), value: (value * 100.0).round() / 100.0, unit: unit.into(), better, params }
+}
+
+/// Builds the system in a file of `systems/`, in whose text words are replaced: each must be there.
+fn build(session: &mut Session, name: &str, changes: &[(&str, String)]) -> Result<(System, Built)> {
+    let path = session.workspace.system(name);
+    let mut text = std::fs::read_to_string(&path)
+        .into_diagnostic()
+        .wrap_err_with(|| miette!("{} cannot be read", path.display()))?;
+    for (from, to) in changes {
+        if !text.contains(from) {
+            return Err(miette!("{} does not say `{from}`", path.display()));
+        }
+        text = text.replace(from, to);
+    }
+    let system = System::parse(&path, &text, &session.workspace.program_names())?;
+    let built = session.build(&system)?;
+    Ok((system, built))
 }
 
 /// On what is measured: the emulator, and the processor below it.

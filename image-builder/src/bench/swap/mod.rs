@@ -15,15 +15,14 @@ mod load;
 mod throughput;
 mod wake;
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use miette::{IntoDiagnostic, Result, WrapErr, miette};
+use miette::{IntoDiagnostic, Result, miette};
 use tempfile::TempDir;
 
-use super::Benchmark;
-use super::result::{Better, Measurement};
+use super::result::Measurement;
+use super::{Benchmark, build, measurement as result};
 use crate::build::Built;
 use crate::interrupt;
 use crate::machine::disk::Existing;
@@ -46,30 +45,6 @@ fn run(session: &mut Session) -> Result<Vec<Measurement>> {
     all.extend(throughput::measure(session)?);
     all.extend(load::measure(session)?);
     Ok(all)
-}
-
-/// A result. `params`: `key=value`, with spaces between.
-fn result(name: &str, value: f64, unit: &str, better: Better, params: &str) -> Measurement {
-    let pair = |word: &str| word.split_once('=').map(|(key, value)| (key.to_string(), value.to_string()));
-    let params: BTreeMap<_, _> = params.split_whitespace().filter_map(pair).collect();
-    Measurement { name: name.into(), value: (value * 100.0).round() / 100.0, unit: unit.into(), better, params }
-}
-
-/// Builds the system in a file of `systems/`, in whose text words are replaced: each must be there.
-fn build(session: &mut Session, name: &str, changes: &[(&str, String)]) -> Result<(System, Built)> {
-    let path = session.workspace.system(name);
-    let mut text = std::fs::read_to_string(&path)
-        .into_diagnostic()
-        .wrap_err_with(|| miette!("{} cannot be read", path.display()))?;
-    for (from, to) in changes {
-        if !text.contains(from) {
-            return Err(miette!("{} does not say `{from}`", path.display()));
-        }
-        text = text.replace(from, to);
-    }
-    let system = System::parse(&path, &text, &session.workspace.program_names())?;
-    let built = session.build(&system)?;
-    Ok((system, built))
 }
 
 /// A machine of a benchmark that runs.
