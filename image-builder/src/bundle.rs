@@ -74,12 +74,18 @@ impl Contents {
     }
 
     fn server_problem(&self, server: &protocol::manifest::Server) -> Option<String> {
-        let Some(file) = self.file(&server.program) else {
-            return Some(format!("program `{}` is missing", server.program));
+        server.programs.iter().find_map(|program| self.program_problem(server, &program.file))
+    }
+
+    fn program_problem(&self, server: &protocol::manifest::Server, program: &str) -> Option<String> {
+        let Some(file) = self.file(program) else {
+            return Some(format!("program `{program}` is missing"));
         };
         let image = match Image::program(file) {
             Ok(image) => image,
-            Err(reason) => return Some(format!("the program of server `{}` is refused: {reason}", server.name)),
+            Err(reason) => {
+                return Some(format!("program `{program}` of server `{}` is refused: {reason}", server.name));
+            }
         };
         let pages = |segment: &protocol::image::Segment| {
             let end = (segment.address + segment.length).next_multiple_of(PAGE);
@@ -89,7 +95,7 @@ impl Contents {
         (needed > server.memory).then(|| {
             let needed = Size(needed);
             format!(
-                "server `{}` needs {needed} for its program and stack, and has {}",
+                "server `{}` needs {needed} for its program `{program}` and stack, and has {}",
                 server.name,
                 Size(server.memory)
             )

@@ -32,10 +32,11 @@ pub struct Manifest {
 /// A server.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Server {
-    /// Its name: unique; also its program's file name in the bundle unless `program` differs.
+    /// Its name: unique.
     pub name: String,
-    /// File in the bundle.
-    pub program: String,
+    /// Its programs, at least one. `init` starts the first; if it ends with [`NO_DEVICE`] and there is another, that one takes its
+    /// place, and so on. So one system runs on machines with different devices.
+    pub programs: Vec<Program>,
     /// [`Band`]: 0 driver, 1 server.
     pub band: u8,
     /// Bytes of its memory, everything included; a multiple of 4096.
@@ -49,6 +50,19 @@ pub struct Server {
     /// Options from the system file, `(key, value)`.
     pub options: Vec<(String, String)>,
 }
+
+/// A program of a server.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Program {
+    /// File in the bundle.
+    pub file: String,
+    /// PCI devices that it may claim from the platform server.
+    pub pci_devices: Vec<PciMatch>,
+}
+
+/// Exit code of a driver that has found no device of its own: `init` starts the server's next program instead, if there is one
+/// ([`Startup::more_programs`]; without one a driver goes on, and answers that there is no device).
+pub const NO_DEVICE: u32 = 2;
 
 impl Server {
     /// The band as a type; `None` if the number is not one a server may have.
@@ -136,8 +150,6 @@ pub enum Resource {
     },
     /// The kernel's debug line.
     Debug,
-    /// PCI devices that this driver may claim from the platform server.
-    PciDevices(Vec<PciMatch>),
 }
 
 /// Which PCI devices a driver is for.
@@ -225,6 +237,10 @@ pub struct Startup {
     pub name: String,
     /// Restarts so far; 0 at the first start.
     pub incarnation: u32,
+    /// Which of the server's programs this is: its place in [`Server::programs`].
+    pub program: u8,
+    /// Whether the server has another program, which is started if this one ends with [`NO_DEVICE`].
+    pub more_programs: bool,
     /// Options from the system file.
     pub options: Vec<(String, String)>,
     /// Bytes mapped from [`crate::layout::HEAP`].
@@ -273,8 +289,8 @@ pub struct StartupClient {
     pub slot: u8,
     /// Line that the client raises on us.
     pub line: u8,
-    /// PCI devices that the client may claim (for the platform server).
-    pub pci_devices: Vec<PciMatch>,
+    /// PCI devices that each of the client's programs may claim (for the platform server).
+    pub pci_devices: Vec<Vec<PciMatch>>,
     /// ISA interrupts that the client may take (for the platform server): its [`Resource::IsaInterrupt`]s.
     pub isa_interrupts: Vec<u8>,
 }

@@ -33,7 +33,7 @@ const VM: &str = "httpd-1";
 
 fn driver_kill(context: &mut Context<'_>) -> Result<()> {
     context.boot(None)?;
-    kill_while_serving(context, "virtio-net", VM)?;
+    kill_while_serving(context, "nic", VM)?;
     context.page("httpd-2", "/")?;
     context.healthy()
 }

@@ -64,6 +64,8 @@ pub struct ServerTable {
     pub name: Spanned<String>,
     /// Program: a binary of this workspace, or the path of an ELF file. The name if absent.
     pub program: Option<Spanned<String>>,
+    /// Instead of `program` and `pci`: programs of which the first one that finds its device is kept.
+    pub programs: Option<Spanned<Vec<ProgramTable>>>,
     /// Scheduling band.
     #[serde(default)]
     pub band: BandName,
@@ -102,6 +104,27 @@ pub struct ServerTable {
     /// Options passed to the program.
     #[serde(default)]
     pub options: BTreeMap<String, OptionValue>,
+}
+
+/// An entry of `programs`
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProgramTable {
+    /// As in a server.
+    pub program: Spanned<String>,
+    /// PCI devices that it may claim.
+    #[serde(default)]
+    pub pci: Vec<Spanned<PciDevices>>,
+}
+
+impl ServerTable {
+    /// Its programs in their order, each with the PCI devices that it may claim.
+    pub fn alternatives(&self) -> Vec<(&Spanned<String>, &[Spanned<PciDevices>])> {
+        match &self.programs {
+            Some(programs) => programs.get_ref().iter().map(|entry| (&entry.program, &entry.pci[..])).collect(),
+            None => vec![(self.program.as_ref().unwrap_or(&self.name), &self.pci[..])],
+        }
+    }
 }
 
 /// `band`

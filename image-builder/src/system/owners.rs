@@ -81,27 +81,29 @@ fn ports(servers: &[&ServerTable], source: &Source, problems: &mut Vec<Problem>)
     }
 }
 
-/// Several servers may drive devices of one kind, each its own, if they are the same program: the platform server
+/// Several servers may drive devices of one kind, each its own, if they have the same programs: the platform server
 /// hands them out in the order of the bus.
 fn pci(servers: &[&ServerTable], source: &Source, problems: &mut Vec<Problem>) {
     let mut owners: BTreeMap<String, (&ServerTable, Range<usize>)> = BTreeMap::new();
-    let program = |server: &ServerTable| server.program.as_ref().unwrap_or(&server.name).get_ref().clone();
+    let programs = |server: &ServerTable| -> Vec<String> {
+        server.alternatives().iter().map(|(program, _)| program.get_ref().clone()).collect()
+    };
     for server in servers {
         let mut seen: BTreeMap<String, Range<usize>> = BTreeMap::new();
         let name = server.name.get_ref();
-        for id in &server.pci {
+        for id in server.alternatives().into_iter().flat_map(|(_, ids)| ids) {
             let what = format!("PCI device {}", id.get_ref().0);
             let (owner, place) = owners.entry(what.clone()).or_insert((*server, id.span()));
             let (message, first) = if let Some(first) = seen.insert(what.clone(), id.span()) {
                 (format!("server `{name}` is given {what} twice"), first)
-            } else if program(owner) != program(server) {
+            } else if programs(owner) != programs(server) {
                 (format!("{what} cannot belong to both `{}` and `{name}`", owner.name.get_ref()), place.clone())
             } else {
                 continue;
             };
             let mut problem = source.problem(id.span(), message).label("again here").first(first);
             if owner.name != server.name {
-                problem = problem.help("only servers of the same program may drive devices of the same kind");
+                problem = problem.help("only servers of the same programs may drive devices of the same kind");
             }
             problems.push(problem);
         }

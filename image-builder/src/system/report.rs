@@ -58,7 +58,8 @@ pub fn report(system: &System) -> String {
 
 fn server_lines(out: &mut String, server: &Server, all: &[Server]) {
     let band = if server.band == 0 { "driver" } else { "server" };
-    let program = if server.program == server.name { String::new() } else { format!(" ({})", server.program) };
+    let files: Vec<_> = server.programs.iter().map(|program| program.file.as_str()).collect();
+    let program = if files == [server.name.as_str()] { String::new() } else { format!(" ({})", files.join(", or ")) };
     let _ = writeln!(out, "  {}{program}: {band}, {}, {}", server.name, Size(server.memory), restart(server.restart));
     for channel in &server.channels {
         let _ = writeln!(
@@ -68,6 +69,10 @@ fn server_lines(out: &mut String, server: &Server, all: &[Server]) {
             channel.line,
             channel.remote_line
         );
+    }
+    for program in server.programs.iter().filter(|program| !program.pci_devices.is_empty()) {
+        let ids: Vec<_> = program.pci_devices.iter().map(ToString::to_string).collect();
+        let _ = writeln!(out, "    {} drives PCI devices {}", program.file, ids.join(", "));
     }
     for resource in &server.resources {
         let _ = writeln!(out, "    holds {}", holds(resource));
@@ -105,10 +110,6 @@ fn holds(resource: &Resource) -> String {
             format!("doorbell and window of the VMs' {device}")
         }
         Resource::Debug => "the kernel's debug line".into(),
-        Resource::PciDevices(ids) => {
-            let ids: Vec<_> = ids.iter().map(ToString::to_string).collect();
-            format!("PCI devices {}", ids.join(", "))
-        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use protocol::capability::SLOTS;
 use protocol::domain::{Device, line};
 use protocol::layout::{HEAP, PAGE, STACK_SIZE, STACK_TOP};
-use protocol::manifest::{Channel, Resource, Restart, Server};
+use protocol::manifest::{Channel, Program, Resource, Restart, Server};
 use toml::Spanned;
 
 use super::file::{BandName, DoorbellName, RestartName, RestartValue, ServerTable};
@@ -23,6 +23,8 @@ const MEMORY_MIN: u64 = 4 * STACK_SIZE;
 const MEMORY_MAX: u64 = 512 << 20;
 /// All of it could be heap, and must end below the stack and its guard page.
 const _: () = assert!(HEAP + MEMORY_MAX <= STACK_TOP - STACK_SIZE - PAGE);
+/// Programs of a server.
+const PROGRAMS_MAX: usize = 16;
 /// Peers of a server: so many lines there are for them.
 const PEERS_MAX: usize = (line::HARDWARE_FIRST - line::PEER_FIRST) as usize;
 /// Capabilities that a server gets at most; the others are its own to use.
@@ -73,17 +75,39 @@ pub fn servers(
             callee => indices.get(callee).map(|callee| lines.channel(index, Some(*callee), &position)),
         });
         let channels: Vec<Channel> = channels.collect();
-        let program = table.program.as_ref().unwrap_or(&table.name);
         if table.name.get_ref() == INIT {
             continue; // said already
         }
-        match programs.add(program, Role::Server, source) {
-            Ok(program) => servers.push((index, server(table, program, channels))),
-            Err(problem) => problems.push(*problem),
+        problems.extend(programs_problem(table, source));
+        let mut own = Vec::new();
+        for (program, pci) in table.alternatives() {
+            match programs.add(program, Role::Server, source) {
+                Ok(file) => {
+                    let pci_devices = pci.iter().map(|devices| devices.get_ref().0).collect();
+                    own.push(Program { file, pci_devices });
+                }
+                Err(problem) => problems.push(*problem),
+            }
         }
+        servers.push((index, server(table, own, channels)));
     }
     problems.extend(too_many(&tables, &lines, source));
     (servers, problems)
+}
+
+/// Programs of which only one can be meant, or none.
+fn programs_problem(table: &ServerTable, source: &Source) -> Option<Problem> {
+    let programs = table.programs.as_ref()?;
+    let name = table.name.get_ref();
+    if programs.get_ref().is_empty() || programs.get_ref().len() > PROGRAMS_MAX {
+        let message = format!("server `{name}` has {} programs, not 1 to {PROGRAMS_MAX}", programs.get_ref().len());
+        return Some(source.problem(programs.span(), message));
+    }
+    let other = table.program.as_ref().map(|program| ("program", program.span()));
+    let (key, at) = other.or_else(|| table.pci.first().map(|id| ("pci", id.span())))?;
+    let message = format!("server `{name}` has both `programs` and `{key}`");
+    let problem = source.problem(at, message).first(programs.span());
+    Some(problem.help("each entry of `programs` names its own: { program = \"e1000\", pci = [\"8086:100e\"] }"))
 }
 
 fn size_problem(memory: &Spanned<Size>, source: &Source) -> Option<Problem> {
@@ -164,10 +188,10 @@ fn too_many(tables: &[&ServerTable], lines: &Lines, source: &Source) -> Vec<Prob
     problems
 }
 
-fn server(table: &ServerTable, program: String, channels: Vec<Channel>) -> Server {
+fn server(table: &ServerTable, programs: Vec<Program>, channels: Vec<Channel>) -> Server {
     Server {
         name: table.name.get_ref().clone(),
-        program,
+        programs,
         band: match table.band {
             BandName::Driver => 0,
             BandName::Server => 1,
@@ -198,9 +222,6 @@ fn resources(table: &ServerTable) -> Vec<Resource> {
     }
     for number in &table.isa_interrupts {
         resources.push(Resource::IsaInterrupt { number: *number.get_ref() });
-    }
-    if !table.pci.is_empty() {
-        resources.push(Resource::PciDevices(table.pci.iter().map(|devices| devices.get_ref().0).collect()));
     }
     for shared in table.shared.iter().map(Spanned::get_ref) {
         resources.push(Resource::Shared { name: shared.name.clone(), bytes: shared.size.0 });

@@ -35,6 +35,8 @@ pub enum State {
 pub struct ServerInfo {
     /// Name.
     pub name: String,
+    /// File of the program that it runs.
+    pub program: String,
     /// State.
     pub state: State,
     /// Restarts so far.

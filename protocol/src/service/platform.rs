@@ -14,9 +14,12 @@ pub type DeviceNumber = u8;
 /// What a driver asks of the platform server. A driver reaches only devices it has claimed.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, Schema)]
 pub enum Request {
-    /// Claims the next PCI device among those the system file names for this driver (if for several drivers: each has its own, in order); after a restart of the driver,
-    /// its old claims are dropped and the devices reset (bus mastering off) at `Connect`, and it gets the same ones again.
-    Claim,
+    /// Claims the next PCI device among those the system file names for this program of the driver (if for several drivers: each has its own, in order); after a
+    /// restart of the driver, its old claims are dropped and the devices reset (bus mastering off) at `Connect`, and it gets the same ones again.
+    Claim {
+        /// [`crate::manifest::Startup::program`] of the driver.
+        program: u8,
+    },
     /// Reads 32 bits of the configuration space of a claimed device, at a multiple of 4.
     ConfigRead {
         /// Device.

@@ -40,8 +40,6 @@ pub struct Setup<'a> {
     pub buffers: Vec<Dma>,
     /// The page into which the partition table is read.
     pub table: Dma,
-    /// Slot of the channel to the platform server.
-    pub platform: u8,
 }
 
 /// A client of the system file.
@@ -129,14 +127,11 @@ impl<D: BlockDriver> Disk<D> {
         let memory = memory.ok_or("the system file gives the driver no shared memory of its own for its device")?;
         let rest = memory.memory.length().checked_sub(PAGE as usize).filter(|rest| *rest > 0);
         let rest = rest.ok_or("the memory for the device is too small")?;
-        let platform =
-            startup.channel("platform").ok_or("the system file gives no channel to the platform server")?.slot;
         let setup = Setup {
             startup,
             dma: memory.part(0, rest),
             buffers: known.iter().filter_map(|known| known.shared).collect(),
             table: memory.part(rest, PAGE as usize),
-            platform,
         };
         let mut device = open(&setup)?;
         device.reset()?;

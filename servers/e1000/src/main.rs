@@ -52,7 +52,7 @@ impl Wire for Pci {
 }
 
 fn open(setup: &Setup<'_>) -> Result<Nic<Pci>, Problem> {
-    let mut device = Device::claim(setup.platform)?;
+    let mut device = Device::claim(setup.startup)?;
     let info = device.info;
     let model = models::find(info.vendor, info.device)
         .ok_or_else(|| format!("{:04x}:{:04x} is not a card that this driver knows", info.vendor, info.device))?;

@@ -14,6 +14,9 @@ use protocol::{
 /// Most servers: their index is a badge and a tag, and every one has at least a line of a log.
 pub const SERVERS_MAX: usize = 256;
 
+/// Most programs of a server: their number is a `u8`.
+const PROGRAMS_MAX: usize = 256;
+
 /// `Err` with the reason if the manifest cannot be carried out.
 pub fn check(manifest: &Manifest) -> Result<(), String> {
     if manifest.version != MANIFEST_VERSION {
@@ -38,6 +41,9 @@ fn check_server(manifest: &Manifest, index: usize, server: &Server) -> Result<()
     }
     if manifest.servers[..index].iter().any(|other| other.name == server.name) {
         return Err("the name is taken".to_string());
+    }
+    if server.programs.is_empty() || server.programs.len() > PROGRAMS_MAX {
+        return Err(format!("it has {} programs, not 1 to {PROGRAMS_MAX}", server.programs.len()));
     }
     if server.band().is_none() {
         return Err(format!("no server may be in band {}", server.band));
@@ -101,8 +107,7 @@ fn check_resource(manifest: &Manifest, resource: &Resource) -> Result<(), String
         | Resource::Bundle
         | Resource::Pool
         | Resource::Devices { .. }
-        | Resource::Debug
-        | Resource::PciDevices(_) => {}
+        | Resource::Debug => {}
     }
     Ok(())
 }
@@ -111,6 +116,7 @@ fn check_resource(manifest: &Manifest, resource: &Resource) -> Result<(), String
 mod tests {
     use super::*;
     use crate::model::{manifest, server};
+    use protocol::manifest::Program;
 
     fn refused(change: impl FnOnce(&mut Manifest)) -> String {
         let mut manifest = manifest();
@@ -126,6 +132,8 @@ mod tests {
         assert!(refused(|m| m.servers[1].name = m.servers[0].name.clone()).contains("taken"));
         assert!(refused(|m| m.servers[1].name = String::new()).contains("no name"));
         assert!(refused(|m| m.servers[1].name = "init".into()).contains("no name"));
+        assert!(refused(|m| m.servers[1].programs.clear()).contains("0 programs"));
+        assert!(refused(|m| m.servers[1].programs = vec![Program::default(); 257]).contains("257 programs"));
         assert!(refused(|m| m.servers[1].band = 2).contains("band 2"));
         assert!(refused(|m| m.servers[1].memory += 1).contains("multiple of 4096"));
         assert!(refused(|m| m.servers[1].channels[0].to = 1).contains("come before"));

@@ -99,7 +99,6 @@ pub fn give(manifest: &Manifest, index: usize, own: Place, holdings: &Holdings) 
         };
         let slot = slots.domain(Source::Server(badge), Rights::RAISE, channel.line, 0)?;
         let resources = || client.resources.iter();
-        let pci = resources().filter_map(|r| if let Resource::PciDevices(ids) = r { Some(ids) } else { None });
         let isa =
             resources().filter_map(|r| if let Resource::IsaInterrupt { number } = r { Some(*number) } else { None });
         clients.push(StartupClient {
@@ -107,7 +106,7 @@ pub fn give(manifest: &Manifest, index: usize, own: Place, holdings: &Holdings) 
             badge: badge as u64,
             slot,
             line: channel.remote_line,
-            pci_devices: pci.flatten().copied().collect(),
+            pci_devices: client.programs.iter().map(|program| program.pci_devices.clone()).collect(),
             isa_interrupts: isa.collect(),
         });
     }
@@ -239,7 +238,7 @@ impl Slots {
                 extent(self.memory(place, Rights::WINDOW | Rights::RAISE, *device)?, place)
             }
             Resource::Debug => (self.put(Source::Slot(boot::slot::DEBUG), None)?, 0, 0),
-            Resource::IsaInterrupt { .. } | Resource::PciDevices(_) => (0, 0, 0),
+            Resource::IsaInterrupt { .. } => (0, 0, 0),
         })
     }
 }
@@ -296,7 +295,7 @@ mod tests {
         assert_eq!(grant(devices.slot + 1).source, Source::Slot(boot::slot::INTERRUPTS));
         let narrow = grant(ports.slot).narrow.unwrap();
         assert_eq!((narrow.first, narrow.count, narrow.rights), (0xcf8, 8, 0));
-        assert_eq!(platform.startup.clients[0].pci_devices, [PciMatch::Id { vendor: 0x1af4, device: 0x1041 }]);
+        assert_eq!(platform.startup.clients[0].pci_devices, [[PciMatch::Id { vendor: 0x1af4, device: 0x1041 }]]);
         assert_eq!(platform.startup.clients[0].isa_interrupts, [4]);
 
         let driver = given(1);

@@ -14,7 +14,7 @@ use protocol::{
     capability::Narrow,
     domain::{Control, DomainParameters, Event, Usage},
     layout::PAGE,
-    manifest::{Channel, MANIFEST_VERSION, Manifest, PciMatch, Resource, Restart, Server, Startup},
+    manifest::{Channel, MANIFEST_VERSION, Manifest, PciMatch, Program, Resource, Restart, Server, Startup},
     memory::{Access, MapKind, MapOperation},
 };
 
@@ -164,7 +164,7 @@ impl Machine for Model {
 pub fn server(name: &str) -> Server {
     Server {
         name: name.into(),
-        program: "program".into(),
+        programs: vec![Program { file: "program".into(), pci_devices: Vec::new() }],
         band: 1,
         memory: 1 << 20,
         restart: Restart::Always { pause: 10, most: 3, window: 60_000 },
@@ -183,11 +183,9 @@ pub fn manifest() -> Manifest {
     let mut servers = ["platform", "driver", "swap", "supervisor"].map(server).to_vec();
     servers[0].resources = vec![Resource::Platform, Resource::Ports { first: 0xcf8, count: 8 }, Resource::Debug];
     servers[1].channels = vec![channel(0, 8, 8)];
-    servers[1].resources = vec![
-        Resource::PciDevices(vec![PciMatch::Id { vendor: 0x1af4, device: 0x1041 }]),
-        Resource::IsaInterrupt { number: 4 },
-        Resource::Shared { name: "net0".into(), bytes: 3 * PAGE },
-    ];
+    servers[1].programs[0].pci_devices = vec![PciMatch::Id { vendor: 0x1af4, device: 0x1041 }];
+    servers[1].resources =
+        vec![Resource::IsaInterrupt { number: 4 }, Resource::Shared { name: "net0".into(), bytes: 3 * PAGE }];
     servers[2].channels = vec![channel(0, 8, 9), channel(1, 9, 9)];
     servers[2].resources = vec![Resource::Pool, Resource::Devices { device: 3 }, Resource::Bundle];
     servers[3].channels = vec![channel(2, 8, 10), channel(Channel::INIT, 9, 9)];

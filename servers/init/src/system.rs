@@ -16,7 +16,7 @@ use protocol::{
     domain::{Control, DomainParameters, Event, EventKind, line},
     image::Image,
     layout::{PAGE, STACK_TOP},
-    manifest::{Manifest, Resource, Server, VmTable},
+    manifest::{Manifest, NO_DEVICE, Resource, Server, VmTable},
     memory::{MapKind, MapOperation},
     service::init::{Request, Response, ServerInfo, State},
 };
@@ -29,16 +29,23 @@ const EVENTS: usize = 16;
 
 /// Everything that is the same at each start of a server.
 struct Plan {
+    programs: Vec<Program>,
+    given: Given,
+}
+
+/// A program of a server, in the server's memory.
+struct Program {
     image: Image,
-    /// Its program in the bundle.
+    /// Where it lies in the bundle.
     file: core::ops::Range<usize>,
     space: Space,
-    given: Given,
 }
 
 /// One server.
 struct Member {
     plan: Plan,
+    /// Which of its programs it runs.
+    program: usize,
     /// `None` after it was given up.
     domain: Option<Target>,
     state: State,
@@ -99,6 +106,7 @@ impl<'a, M: Machine> System<'a, M> {
                 .map_err(|reason| format!("server {:?} refused: {reason}", manifest.servers[index].name))?;
             members.push(Member {
                 plan,
+                program: 0,
                 domain: None,
                 state: State::GivenUp,
                 restarts: 0,
@@ -137,7 +145,7 @@ impl<'a, M: Machine> System<'a, M> {
     /// Makes the domain of a server, stopped and empty.
     fn create(&mut self, index: usize) -> Result<(), Refusal> {
         let member = &mut self.members[index];
-        let space = &member.plan.space;
+        let space = &member.plan.programs[member.program].space;
         let parameters = DomainParameters {
             root_frame: space.root,
             tag: index as u64,
@@ -155,7 +163,8 @@ impl<'a, M: Machine> System<'a, M> {
         let System { machine, bundle, members, .. } = self;
         let member = &members[index];
         let domain = member.domain.ok_or("it has no domain")?;
-        let Plan { image, file, space, given } = &member.plan;
+        let Plan { programs, given } = &member.plan;
+        let Program { image, file, space } = &programs[member.program];
         let slot = space.zero.slot;
         step("its memory", machine.zero(slot, space.zero.first * PAGE, space.zero.count * PAGE))?;
         let file = bundle.get(file.clone()).ok_or("its program is not there")?;
@@ -181,6 +190,9 @@ impl<'a, M: Machine> System<'a, M> {
         }
         let mut startup = given.startup.clone();
         startup.incarnation = member.restarts;
+        // The manifest was checked: there are no more than a byte can count.
+        startup.program = member.program as u8;
+        startup.more_programs = member.program + 1 < programs.len();
         startup.heap = space.heap;
         (startup.own_free_first, startup.own_free_count) = (tables.start, tables.end - tables.start);
         for (resource, address) in given.foreign_resource.iter().zip(&space.foreign) {
@@ -234,7 +246,31 @@ impl<'a, M: Machine> System<'a, M> {
             (Some(EventKind::Ready), Some(domain)) => {
                 let _ = self.machine.control(domain, Control::Resume, [0; 3]);
             }
+            (Some(EventKind::Exit), Some(domain))
+                if event.code == NO_DEVICE
+                    && self.members[index].program + 1 < self.members[index].plan.programs.len() =>
+            {
+                self.next_program(index, domain);
+            }
             _ => self.died(index, Death::Trap(*event)),
+        }
+    }
+
+    /// The program of a server has found no device: starts the next one in its place.
+    fn next_program(&mut self, index: usize, domain: Target) {
+        let Server { name, programs, .. } = &self.manifest.servers[index];
+        let member = &mut self.members[index];
+        let file = |program: usize| programs.get(program).map_or("", |program| &program.file);
+        let (before, next) = (file(member.program), file(member.program + 1));
+        self.machine.log(format_args!("server {name}: no device for {before}; trying {next}"));
+        member.program += 1;
+        let reset = step("its reset", finish(&mut self.machine, domain, Control::Reset));
+        match reset.and_then(|()| self.load(index)) {
+            Ok(()) => self.tell_peers(index, false),
+            Err(reason) => {
+                self.machine.log(format_args!("server {}: {reason}", self.manifest.servers[index].name));
+                self.died(index, Death::NotStarted);
+            }
         }
     }
 
@@ -298,6 +334,12 @@ impl<'a, M: Machine> System<'a, M> {
         }
         let restarts = self.members[index].restarts;
         self.machine.log(format_args!("server {name} restarted ({restarts} so far)"));
+        self.tell_peers(index, anew);
+    }
+
+    /// Tells the peers of a server that was started again, so that they open their sessions anew. `anew`: its domain is a new one.
+    fn tell_peers(&mut self, index: usize, anew: bool) {
+        let name = &self.manifest.servers[index].name;
         for peer in 0..self.members.len() {
             let Some(domain) = self.members[peer].domain else { continue };
             let ends: Vec<_> = self.members[peer].plan.given.grants.clone();
@@ -339,6 +381,8 @@ impl<'a, M: Machine> System<'a, M> {
                     return Response::WrongState;
                 }
                 system.members[index].history.forget();
+                // There may be another device now.
+                system.members[index].program = 0;
                 system.restart(index);
                 Response::Done
             }),
@@ -355,6 +399,7 @@ impl<'a, M: Machine> System<'a, M> {
     fn list(&self) -> Vec<ServerInfo> {
         let info = |(server, member): (&Server, &Member)| ServerInfo {
             name: server.name.clone(),
+            program: server.programs.get(member.program).map_or_else(String::new, |program| program.file.clone()),
             state: member.state,
             restarts: member.restarts,
             memory: server.memory >> 10,
@@ -400,13 +445,19 @@ fn read_manifest(bundle: &[u8]) -> Result<Manifest, Refusal> {
 impl Plan {
     fn new(manifest: &Manifest, index: usize, own: Place, bundle: &[u8], holdings: &Holdings) -> Result<Plan, Refusal> {
         let server = &manifest.servers[index];
-        let file = bundle::find(bundle, &server.program).map_err(|error| format!("{error}"))?;
-        let file = file.ok_or_else(|| format!("the bundle has no file {:?}", server.program))?;
-        let image = Image::program(file.data).map_err(|error| format!("program {:?}: {error}", server.program))?;
         let given = grants::give(manifest, index, own, holdings)?;
-        let space = space::plan(own, &image, &given.foreign).map_err(|small| {
-            format!("it needs {} KiB of memory and has {} KiB", small.needed >> 10, server.memory >> 10)
-        })?;
-        Ok(Plan { image, file: file.offset..file.offset + file.data.len(), space, given })
+        let mut programs = Vec::new();
+        for program in &server.programs {
+            let name = &program.file;
+            let file = bundle::find(bundle, name).map_err(|error| format!("{error}"))?;
+            let file = file.ok_or_else(|| format!("the bundle has no file {name:?}"))?;
+            let image = Image::program(file.data).map_err(|error| format!("program {name:?}: {error}"))?;
+            let space = space::plan(own, &image, &given.foreign).map_err(|small| {
+                let (needed, has) = (small.needed >> 10, server.memory >> 10);
+                format!("program {name:?} needs {needed} KiB of memory, and the server has {has} KiB")
+            })?;
+            programs.push(Program { image, file: file.offset..file.offset + file.data.len(), space });
+        }
+        Ok(Plan { programs, given })
     }
 }

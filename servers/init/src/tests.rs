@@ -12,7 +12,7 @@ use protocol::{
     capability::Rights,
     domain::{Event, EventKind, line},
     layout::{HEAP, IMAGE_BASE, MAPPINGS, PAGE, STACK_SIZE, STACK_TOP, STARTUP},
-    manifest::{Manifest, Resource, Restart},
+    manifest::{Manifest, NO_DEVICE, Program, Resource, Restart},
     memory::Access,
     service::init::{Request, Response, State},
 };
@@ -247,6 +247,42 @@ fn a_policy_of_never_is_kept() {
 }
 
 #[test]
+fn a_server_whose_program_finds_no_device_gets_its_next() {
+    let mut manifest = manifest();
+    let first = manifest.servers[1].programs[0].clone();
+    manifest.servers[1].programs.push(Program { file: "other".into(), ..first });
+    let bundle = bundle(&[
+        ("init", b""),
+        ("manifest", &postcard::to_allocvec(&manifest).unwrap()),
+        ("program", &program(b"code")),
+        ("other", &program(b"more")),
+    ]);
+    let mut system = started(&bundle);
+    let none = Event { tag: 1, kind: EventKind::Exit as u32, code: NO_DEVICE, ..Event::default() };
+    let startup = system.machine().startup(1);
+    assert_eq!((startup.program, startup.more_programs), (0, true));
+    system.machine().lines.clear();
+    system.machine().events.push(none);
+    system.traps();
+    assert_eq!(system.machine().lines, ["server driver: no device for program; trying other"]);
+    assert_eq!(states(&mut system)[1], (State::Running, 0), "it did not die");
+    let startup = system.machine().startup(1);
+    assert_eq!((startup.program, startup.more_programs), (1, false));
+    let frame = system.machine().tagged(1).pages[&IMAGE_BASE].0;
+    assert_eq!(&system.machine().memory[&frame][120..124], b"more");
+    assert_eq!(system.machine().tagged(2).raised, [line::PEER_RESTARTED], "who called the first opens a new session");
+
+    // With the last one it is a death like any other, and that program is started again.
+    system.machine().events.push(none);
+    system.traps();
+    assert!(system.machine().lines.contains(&"server driver died: exit with code 2".to_string()));
+    system.machine().now = system.next_restart();
+    system.restarts();
+    assert_eq!(states(&mut system)[1], (State::Running, 1));
+    assert_eq!(system.machine().startup(1).program, 1);
+}
+
+#[test]
 fn a_restart_that_fails_counts_as_a_death() {
     let bundle = bundle_of(&manifest());
     let mut system = dead(&bundle, 1);
@@ -299,10 +335,14 @@ fn what_cannot_be_is_refused_with_a_reason() {
     assert!(refused(&bundle(&[("manifest", b"\xff\xff\xff\xff\xff\xff")])).contains("manifest refused: it is damaged"));
     assert!(change(&|m| m.servers[0].memory += 1).contains("multiple of 4096"));
     assert!(
-        change(&|m| m.servers[0].program = "x".into()).contains("server \"platform\" refused: the bundle has no file")
+        change(&|m| m.servers[0].programs[0].file = "x".into())
+            .contains("server \"platform\" refused: the bundle has no file")
     );
-    assert!(change(&|m| m.servers[0].program = "manifest".into()).contains("program \"manifest\": not an ELF file"));
-    assert!(change(&|m| m.servers[0].memory = PAGE).contains("KiB of memory and has 4 KiB"));
+    assert!(
+        change(&|m| m.servers[0].programs[0].file = "manifest".into())
+            .contains("program \"manifest\": not an ELF file")
+    );
+    assert!(change(&|m| m.servers[0].memory = PAGE).contains("KiB of memory, and the server has 4 KiB"));
     assert!(change(&|m| m.servers[0].memory = 1 << 40).contains("no memory for server \"platform\""));
     let huge = Resource::Shared { name: "huge".into(), bytes: 1 << 40 };
     assert!(change(&|m| m.servers[0].resources.push(huge.clone())).contains("no memory for shared memory"));

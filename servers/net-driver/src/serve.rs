@@ -18,8 +18,6 @@ pub struct Setup<'a> {
     pub dma: Dma,
     /// The packet memory, shared with the switch: the first.
     pub packets: Dma,
-    /// Slot of the channel to the platform server.
-    pub platform: u8,
 }
 
 /// Opens the device with `open` and serves it for ever. Without a device the driver answers `NoDevice`.
@@ -41,8 +39,7 @@ fn setup<D: NetDriver>(
             "the system file must give a network driver two shared memories: for packets, and for its device".into()
         );
     };
-    let platform = startup.channel("platform").ok_or("the system file gives no channel to the platform server")?.slot;
-    let device = open(&Setup { startup, dma, packets, platform })?;
+    let device = open(&Setup { startup, dma, packets })?;
     Rings::new(device, packets.memory, packets.physical)
         .map_err(|_| format!("{} bytes of packet memory are not enough", packets.memory.length()))
 }

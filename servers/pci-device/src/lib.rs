@@ -10,7 +10,7 @@ extern crate std;
 use alloc::{format, vec::Vec};
 use protocol::{
     layout::PAGE,
-    manifest::{Resource, Startup},
+    manifest::{NO_DEVICE, Resource, Startup},
     memory::Access,
     service::platform::{Bar, DeviceInfo, DeviceNumber, Platform, Request, Response},
 };
@@ -84,15 +84,16 @@ impl Interrupt {
 }
 
 impl Device {
-    /// Claims the next device of those that the system file names for this driver. `platform`: slot of the channel.
-    pub fn claim(platform: u8) -> Result<Device, Problem> {
-        let mut platform = Client::new(platform);
-        match platform.call(&Request::Claim) {
+    /// Claims the next device of those that the system file names for this program.
+    pub fn claim(startup: &Startup) -> Result<Device, Problem> {
+        let platform = startup.channel("platform").ok_or("the system file gives no channel to the platform server")?;
+        let mut platform = Client::new(platform.slot);
+        match platform.call(&Request::Claim { program: startup.program }) {
             Ok(Response::Device { device, info, bars, msix }) => {
                 Ok(Device { platform, number: device, info, bars, msix })
             }
             Ok(Response::NotFound) => {
-                Err("the machine has no device that the system file names for this driver".into())
+                Err(absent(startup, "the machine has no device that the system file names for this driver"))
             }
             other => Err(unexpected("claim", other)),
         }
@@ -149,6 +150,15 @@ impl Device {
         hypercall::interrupt_bind(slot, line).map_err(|error| format!("interrupt {index} cannot be bound: {error}"))?;
         Ok(Interrupt { slot })
     }
+}
+
+/// Why there is no device for this program: returned if it is the server's only or last program, which goes on without a device. Else
+/// the program ends here, and `init` starts the next one in its place.
+pub fn absent(startup: &Startup, why: &str) -> Problem {
+    if startup.more_programs {
+        hypercall::exit(NO_DEVICE)
+    }
+    why.into()
 }
 
 fn unexpected(what: &str, answer: Result<Response, CallError>) -> Problem {

@@ -42,8 +42,8 @@ pub struct Message {
 pub struct Client {
     /// Badge of its messages.
     pub badge: u64,
-    /// PCI devices that it may claim.
-    pub pci_devices: Vec<PciMatch>,
+    /// PCI devices that each of its programs may claim.
+    pub pci_devices: Vec<Vec<PciMatch>>,
     /// ISA interrupts that it may take.
     pub isa_interrupts: Vec<u8>,
     /// Devices that it has claimed: their places in `Platform::functions`.
@@ -52,7 +52,7 @@ pub struct Client {
 
 impl Client {
     /// A client without claims.
-    pub fn new(badge: u64, pci_devices: Vec<PciMatch>, isa_interrupts: Vec<u8>) -> Client {
+    pub fn new(badge: u64, pci_devices: Vec<Vec<PciMatch>>, isa_interrupts: Vec<u8>) -> Client {
         Client { badge, pci_devices, isa_interrupts, claims: Vec::new() }
     }
 }
@@ -127,13 +127,13 @@ impl<M: Machine> Platform<M> {
 
     /// Whether a client is a driver: it may claim devices.
     pub fn is_driver(&self, badge: u64) -> bool {
-        self.clients.iter().any(|client| client.badge == badge && !client.pci_devices.is_empty())
+        self.clients.iter().any(|client| client.badge == badge && client.pci_devices.iter().any(|ids| !ids.is_empty()))
     }
 
     /// Carries out a request about devices; the clock and the end of the machine are not among them.
     pub fn request(&mut self, badge: u64, request: &Request) -> Answer {
         match *request {
-            Request::Claim => (self.claim(badge), None),
+            Request::Claim { program } => (self.claim(badge, program), None),
             Request::ConfigRead { device, offset } => (self.config_read(badge, device, offset), None),
             Request::ConfigWrite { device, offset, value } => (self.config_write(badge, device, offset, value), None),
             Request::Registers { device, bar } => self.registers(badge, device, bar),
@@ -153,14 +153,21 @@ impl<M: Machine> Platform<M> {
         client.claims.get(usize::from(number)).copied().filter(|place| *place < self.functions.len())
     }
 
-    fn claim(&mut self, badge: u64) -> Response {
+    fn claim(&mut self, badge: u64, program: u8) -> Response {
         let Some(client) = self.clients.iter().position(|client| client.badge == badge) else {
             return Response::NotFound;
         };
         let Ok(number) = DeviceNumber::try_from(self.clients[client].claims.len()) else {
             return Response::NotFound;
         };
-        let is_free = |place: &usize| !self.functions[*place].claimed && self.owner(*place) == Some(client);
+        let Some(wanted) = self.clients[client].pci_devices.get(usize::from(program)) else {
+            return Response::NotFound;
+        };
+        let is_free = |place: &usize| {
+            let Function { device, claimed, .. } = &self.functions[*place];
+            let fits = |devices: &PciMatch| devices.fits(device.vendor, device.device, device.class);
+            !claimed && wanted.iter().any(fits) && self.owner(*place) == Some(client)
+        };
         let Some(place) = (0..self.functions.len()).find(is_free) else {
             return Response::NotFound;
         };
@@ -191,7 +198,7 @@ impl<M: Machine> Platform<M> {
             let fits = |devices: &PciMatch| {
                 matches!(devices, PciMatch::Class(_)) == by_class && devices.fits(vendor, number, class)
             };
-            client.pci_devices.iter().any(fits)
+            client.pci_devices.iter().flatten().any(fits)
         };
         let by_class = !self.clients.iter().any(|client| fits(false, client));
         self.clients.iter().enumerate().filter(move |(_, client)| fits(by_class, client)).map(|(index, _)| index)
@@ -402,10 +409,12 @@ mod tests {
     }
 
     const VIRTIO: PciMatch = PciMatch::Id { vendor: 0x1af4, device: 0x1041 };
+    const INTEL: PciMatch = PciMatch::Id { vendor: 0x8086, device: 0x10d3 };
     const NET: u64 = 3;
     const NVME: u64 = 5;
     const OTHER: u64 = 4;
     const CONSOLE: u64 = 1;
+    const CLAIM: Request = Request::Claim { program: 0 };
 
     fn platform(functions: impl IntoIterator<Item = Mock>) -> Platform<Machine> {
         let bus = Bus::new(functions);
@@ -413,10 +422,10 @@ mod tests {
         let (made, msix, blocks) = (Vec::new(), BTreeMap::new(), Vec::new());
         let machine = Machine { bus, slots: 8, made, msix, blocks, waits: Cell::new(0) };
         let clients = Vec::from([
-            Client::new(NET, Vec::from([VIRTIO]), Vec::new()),
-            Client::new(OTHER, Vec::from([VIRTIO, PciMatch::Id { vendor: 0x8086, device: 0x10d3 }]), Vec::new()),
+            Client::new(NET, Vec::from([Vec::from([VIRTIO])]), Vec::new()),
+            Client::new(OTHER, Vec::from([Vec::from([VIRTIO, INTEL])]), Vec::new()),
             Client::new(CONSOLE, Vec::new(), Vec::from([4])),
-            Client::new(NVME, Vec::from([PciMatch::Class(0x01_0802)]), Vec::new()),
+            Client::new(NVME, Vec::from([Vec::from([PciMatch::Class(0x01_0802)])]), Vec::new()),
         ]);
         Platform::new(machine, Routing::default(), devices, clients, false)
     }
@@ -428,7 +437,7 @@ mod tests {
     #[test]
     fn a_driver_claims_what_it_may_once() {
         let mut platform = platform([Mock::virtio_net(3), Mock::virtio_net(5)]);
-        let claim = |platform: &mut Platform<Machine>, badge| match platform.request(badge, &Request::Claim).0 {
+        let claim = |platform: &mut Platform<Machine>, badge| match platform.request(badge, &CLAIM).0 {
             Response::Device { device, info, msix, .. } => Some((device, info.location >> 3, msix)),
             _ => None,
         };
@@ -441,7 +450,7 @@ mod tests {
 
     #[test]
     fn each_of_several_drivers_has_its_device_for_ever() {
-        let location = |platform: &mut Platform<Machine>, badge| match platform.request(badge, &Request::Claim).0 {
+        let location = |platform: &mut Platform<Machine>, badge| match platform.request(badge, &CLAIM).0 {
             Response::Device { info, .. } => Some(info.location >> 3),
             _ => None,
         };
@@ -466,7 +475,7 @@ mod tests {
         };
         let other = Mock::empty(Mock::address(7), 0x1b36, 0x0010, 0x0108);
         let mut platform = platform([nvme(3, 0x1b36, 0x0010), nvme(5, 0x8086, 0x10d3), other]);
-        let place = |platform: &mut Platform<Machine>, badge| match platform.request(badge, &Request::Claim).0 {
+        let place = |platform: &mut Platform<Machine>, badge| match platform.request(badge, &CLAIM).0 {
             Response::Device { info, .. } => Some(info.location >> 3),
             _ => None,
         };
@@ -477,9 +486,22 @@ mod tests {
     }
 
     #[test]
+    fn each_program_of_a_driver_claims_what_is_its_own() {
+        let nic = || Mock::empty(Mock::address(5), 0x8086, 0x10d3, 0x0200);
+        let mut platform = platform([Mock::virtio_net(3), nic()]);
+        let ids = Vec::from([Vec::from([PciMatch::Id { vendor: 0x1af4, device: 0x1000 }]), Vec::from([INTEL])]);
+        platform.clients = Vec::from([Client::new(NET, ids, Vec::new())]);
+        let mut claim = |program| match platform.request(NET, &Request::Claim { program }).0 {
+            Response::Device { info, .. } => Some(info.location >> 3),
+            _ => None,
+        };
+        assert_eq!((claim(0), claim(2), claim(1), claim(1)), (None, None, Some(5), None));
+    }
+
+    #[test]
     fn bus_mastering_begins_with_the_interrupt_and_ends_with_the_driver() {
         let mut platform = platform([Mock::virtio_net(3)]);
-        platform.request(NET, &Request::Claim);
+        platform.request(NET, &CLAIM);
         let (response, slot) = platform.request(NET, &Request::Registers { device: 0, bar: 4 });
         assert_eq!(response, Response::Registers { address: 0x7_0000_0000, length: 0x4000 });
         assert_eq!((slot, platform.machine.blocks.len()), (Some(60), 1));
@@ -496,7 +518,7 @@ mod tests {
         assert_eq!(command(&platform, 3) & 4, 0);
         assert_eq!(platform.machine.msix[&0xfeb9_1010], None);
         assert_eq!(platform.request(NET, &Request::ConfigRead { device: 0, offset: 0 }).0, Response::NotFound);
-        assert!(matches!(platform.request(NET, &Request::Claim).0, Response::Device { device: 0, .. }));
+        assert!(matches!(platform.request(NET, &CLAIM).0, Response::Device { device: 0, .. }));
         assert_eq!((platform.machine.bus.resets(), platform.machine.waits.get()), (1, 1));
         assert_eq!(platform.request(NET, &Request::Interrupt { device: 0, index: 1 }), (Response::Done, Some(0)));
         assert_eq!(platform.machine.made.len(), 1);
@@ -507,7 +529,7 @@ mod tests {
         let mut platform = platform([Mock::virtio_net(3)]);
         for _ in 0..1000 {
             platform.connected(NET);
-            assert!(matches!(platform.request(NET, &Request::Claim).0, Response::Device { device: 0, .. }));
+            assert!(matches!(platform.request(NET, &CLAIM).0, Response::Device { device: 0, .. }));
             assert!(platform.request(NET, &Request::Interrupt { device: 0, index: 0 }).1.is_some());
         }
         assert_eq!(platform.machine.made.len(), 1);
@@ -518,7 +540,7 @@ mod tests {
     fn interrupts_have_an_end() {
         let mut platform = platform([Mock::virtio_net(3)]);
         platform.machine.slots = 2;
-        platform.request(NET, &Request::Claim);
+        platform.request(NET, &CLAIM);
         for index in 0..2 {
             assert!(platform.request(NET, &Request::Interrupt { device: 0, index }).1.is_some());
         }
@@ -536,8 +558,8 @@ mod tests {
             function
         };
         let mut platform = platform([old(1), old(2)]);
-        platform.request(OTHER, &Request::Claim);
-        platform.request(OTHER, &Request::Claim);
+        platform.request(OTHER, &CLAIM);
+        platform.request(OTHER, &CLAIM);
         assert_eq!(platform.request(OTHER, &Request::Interrupt { device: 0, index: 0 }), (Response::Done, Some(0)));
         assert_eq!(platform.machine.made, [InterruptSource::Line { number: 11, level: true, low: true }]);
         assert_eq!(platform.request(OTHER, &Request::Interrupt { device: 1, index: 0 }), (Response::Failed, None));
@@ -562,7 +584,7 @@ mod tests {
             let mut claimed = BTreeMap::<u64, u8>::new();
             for (badge, kind, device, offset, value) in requests {
                 let request = match kind {
-                    0 => Request::Claim,
+                    0 => Request::Claim { program: device % 3 },
                     1 => Request::ConfigRead { device, offset },
                     2 => Request::ConfigWrite { device, offset: offset & 0xfc, value },
                     3 => Request::Registers { device, bar: value as u8 % 8 },
@@ -577,7 +599,7 @@ mod tests {
                 };
                 let (response, slot) = platform.request(badge, &request);
                 match (&request, &response) {
-                    (Request::Claim, Response::Device { .. }) => *claimed.entry(badge).or_default() += 1,
+                    (Request::Claim { .. }, Response::Device { .. }) => *claimed.entry(badge).or_default() += 1,
                     (Request::ConfigRead { .. } | Request::ConfigWrite { .. }, Response::Value(_) | Response::Done)
                     | (Request::Registers { .. }, Response::Registers { .. })
                     | (Request::Interrupt { .. }, Response::Done) => {

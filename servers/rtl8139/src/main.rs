@@ -65,7 +65,7 @@ impl Wire for Pci {
 }
 
 fn open(setup: &Setup<'_>) -> Result<Nic<Pci>, Problem> {
-    let mut device = Device::claim(setup.platform)?;
+    let mut device = Device::claim(setup.startup)?;
     let revision = device.config_read(REVISION)? & 0xff;
     if revision < PLUS {
         return Err(format!(

@@ -20,10 +20,13 @@ pub fn servers(servers: &[ServerInfo]) -> String {
             State::Restarting => "restarting",
             State::GivenUp => "given up",
         };
-        let ServerInfo { name, restarts, memory: kib, cpu_time, .. } = server;
-        [name.clone(), state.into(), restarts.to_string(), memory(*kib), time(*cpu_time)]
+        let ServerInfo { name, program, restarts, memory: kib, cpu_time, .. } = server;
+        [name.clone(), program.clone(), state.into(), restarts.to_string(), memory(*kib), time(*cpu_time)]
     };
-    table(["SERVER", "STATE", ">RESTARTS", ">MEMORY", ">CPU"], &servers.iter().map(row).collect::<alloc::vec::Vec<_>>())
+    table(
+        ["SERVER", "PROGRAM", "STATE", ">RESTARTS", ">MEMORY", ">CPU"],
+        &servers.iter().map(row).collect::<alloc::vec::Vec<_>>(),
+    )
 }
 
 /// The list of VMs.
@@ -144,16 +147,17 @@ mod tests {
     fn a_list_of_servers() {
         let server = |name: &str, state, restarts| ServerInfo {
             name: name.into(),
+            program: if name == "nic" { "e1000".into() } else { name.into() },
             state,
             restarts,
             memory: 4096,
             cpu_time: 12_000_000,
         };
-        let text = servers(&[server("swap", State::Running, 0), server("virtio-net", State::GivenUp, 12)]);
+        let text = servers(&[server("swap", State::Running, 0), server("nic", State::GivenUp, 12)]);
         let lines = [
-            "SERVER      STATE     RESTARTS    MEMORY      CPU",
-            "swap        running          0  4096 KiB  0.012 s",
-            "virtio-net  given up        12  4096 KiB  0.012 s",
+            "SERVER  PROGRAM  STATE     RESTARTS    MEMORY      CPU",
+            "swap    swap     running          0  4096 KiB  0.012 s",
+            "nic     e1000    given up        12  4096 KiB  0.012 s",
         ];
         assert_eq!(text.lines().collect::<Vec<_>>(), lines);
     }

@@ -19,6 +19,6 @@ fn main(startup: Startup) -> ! {
 fn open(setup: &Setup<'_>) -> Result<VirtioBlk<Msix>, Problem> {
     let mut buffers = setup.buffers.clone();
     buffers.push(setup.table);
-    let opened = virtio::open(setup.platform, DeviceType::Block, setup.dma, buffers)?;
+    let opened = virtio::open(setup.startup, DeviceType::Block, setup.dma, buffers)?;
     VirtioBlk::new(opened.wire, opened.interrupts)
 }

@@ -17,6 +17,6 @@ fn main(startup: Startup) -> ! {
 }
 
 fn open(setup: &Setup<'_>) -> Result<VirtioNet<Msix>, Problem> {
-    let opened = virtio::open(setup.platform, DeviceType::Network, setup.dma, alloc::vec![setup.packets])?;
+    let opened = virtio::open(setup.startup, DeviceType::Network, setup.dma, alloc::vec![setup.packets])?;
     Ok(VirtioNet::new(opened.wire, opened.interrupts))
 }

@@ -8,7 +8,7 @@ use crate::{
 use alloc::{format, rc::Rc, vec::Vec};
 use core::cell::RefCell;
 use pci_device::{Device, Dma, Problem};
-use protocol::domain::line;
+use protocol::{domain::line, manifest::Startup};
 use virtio_drivers::transport::{
     DeviceType, Transport,
     pci::{
@@ -32,10 +32,10 @@ pub struct Opened {
     pub interrupts: Interrupts,
 }
 
-/// Claims the driver's device from the platform server behind the channel in slot `platform` and resets it. `dma` is for its queues,
+/// Claims the driver's device from the platform server and resets it. `dma` is for its queues,
 /// `buffers` is what else it may be told to read and write. A driver opens one device, once.
-pub fn open(platform: u8, wanted: DeviceType, dma: Dma, buffers: Vec<Dma>) -> Result<Opened, Problem> {
-    let mut device = Device::claim(platform)?;
+pub fn open(startup: &Startup, wanted: DeviceType, dma: Dma, buffers: Vec<Dma>) -> Result<Opened, Problem> {
+    let mut device = Device::claim(startup)?;
     let mut registers = [None; 6];
     for bar in device.bars.clone() {
         if let Some(place) = registers.get_mut(usize::from(bar.number)) {
