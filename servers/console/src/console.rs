@@ -17,7 +17,7 @@ use alloc::{
     string::String,
 };
 use core::cmp::Reverse;
-use hashbrown::HashMap;
+use hashbrown::{HashMap, hash_map::Entry};
 use protocol::{
     service::{VmNumber, VmRef, place},
     text::OUTPUT,
@@ -35,6 +35,26 @@ const LOOK_AGAIN: u64 = 250_000_000;
 const MISSES: u8 = 20;
 /// VMs that can print at the same time; others wait.
 const TALKS: usize = 1024;
+/// Others that are looked at again, at a time; what is beyond has to ring again.
+const WAITING: usize = 2048;
+
+/// A VM whose page is to be read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Visit {
+    /// The VM.
+    pub vm: VmNumber,
+    /// Where it was when it rang.
+    pub at: VmRef,
+    /// Times in a row that its page could not be read.
+    misses: u8,
+}
+
+impl Visit {
+    /// Of a VM that has rung there.
+    pub const fn new(vm: VmNumber, at: VmRef) -> Visit {
+        Visit { vm, at, misses: 0 }
+    }
+}
 
 /// Returns to the first column and erases the line.
 const ERASE: &str = "\r\x1b[K";
@@ -54,7 +74,8 @@ pub struct Console {
     vms: Vms,
     /// Those that print, by place.
     talks: HashMap<u32, Talk>,
-    /// Places of VMs to look at again, each at most once, with the time.
+    /// VMs to look at again, by place, with the time; and all times, of which some may be those of VMs that are gone.
+    waiting: HashMap<u32, (u64, Visit)>,
     later: BinaryHeap<Reverse<(u64, u32)>>,
 }
 
@@ -70,6 +91,7 @@ impl Console {
             lines: VecDeque::new(),
             vms: Vms::new(vms),
             talks: HashMap::new(),
+            waiting: HashMap::new(),
             later: BinaryHeap::new(),
         }
     }
@@ -190,41 +212,45 @@ impl Console {
     }
 
     /// Gives a VM a console.
-    pub fn attach(&mut self, vm: VmNumber, at: VmRef, name: &str, page: u64) -> Result<(), Refusal> {
+    pub fn attach(&mut self, vm: VmNumber, name: &str, page: u64) -> Result<(), Refusal> {
         self.talks.remove(&place(vm));
-        self.vms.attach(vm, at, name, page)
+        self.waiting.remove(&place(vm));
+        self.vms.attach(vm, name, page)
     }
 
     /// Takes a VM's console away; what it was in the middle of is printed.
     pub fn detach(&mut self, vm: VmNumber) {
         let Some(name) = self.vms.detach(vm) else { return };
+        self.waiting.remove(&place(vm));
         if let Some(mut talk) = self.talks.remove(&place(vm)) {
             talk.flush(|line| self.vm_line(&name, line));
             self.vm_lost(&name, talk.lost);
         }
     }
 
-    /// Where the VM is, and the address of the console page to read, now that the VM has rung its doorbell; `None` if the VM is
-    /// unknown or nowhere, or has used up its allowance: then it is looked at later. `at`: where it rang.
-    pub fn rung(&mut self, vm: VmNumber, at: Option<VmRef>, now: u64) -> Option<(VmRef, u64)> {
-        let found = self.vms.get(vm)?;
-        if let Some(at) = at {
-            (found.at, found.misses) = (at, 0);
+    /// The address of the console page to read; `None` if the VM is unknown, or has used up its allowance: then it is looked at later.
+    pub fn page(&mut self, visit: Visit, now: u64) -> Option<u64> {
+        let page = self.vms.page(visit.vm)?;
+        if let Some((_, waiting)) = self.waiting.get_mut(&place(visit.vm)) {
+            *waiting = visit;
         }
-        let (at, page) = (found.at, found.page());
-        let later = match self.talks.get_mut(&place(vm)) {
+        let later = match self.talks.get_mut(&place(visit.vm)) {
             Some(talk) => talk.bucket.muted_until(now),
             None => (!self.has_room(now)).then(|| now.saturating_add(LOOK_AGAIN)),
         };
         if let Some(time) = later {
-            self.look_later(vm, time);
+            self.look_later(visit, time);
         }
-        (later.is_none() && at != VmRef::NOWHERE).then_some((at, page))
+        later.is_none().then_some(page)
     }
 
     /// Whether another VM can begin to print.
     fn has_room(&mut self, now: u64) -> bool {
         if self.talks.len() >= TALKS {
+            self.talks.retain(|_, talk| talk.unsaved || !talk.is_over(now));
+        }
+        if self.talks.len() >= TALKS {
+            // Some have left memory before their pages said what was taken. If they come back they say it again.
             self.talks.retain(|_, talk| !talk.is_over(now));
         }
         self.talks.len() < TALKS
@@ -232,27 +258,23 @@ impl Console {
 
     /// A VM's page could not be read: it is not in memory, or the VM has left. What is in it waits until the VM rings again, but it
     /// is looked at a few times more: the page may be there soon.
-    pub fn missed(&mut self, vm: VmNumber, now: u64) {
-        let Some(found) = self.vms.get(vm) else { return };
-        if found.misses < MISSES {
-            found.misses += 1;
-            self.look_later(vm, now.saturating_add(LOOK_AGAIN));
+    pub fn missed(&mut self, visit: Visit, now: u64) {
+        if visit.misses < MISSES {
+            self.look_later(Visit { misses: visit.misses + 1, ..visit }, now.saturating_add(LOOK_AGAIN));
         }
     }
 
-    /// Takes the output in a VM's page; returns the index `read` to write back, or `None` if the VM is unknown.
-    pub fn vm_output(&mut self, vm: VmNumber, written: u32, read: u32, ring: &[u8; OUTPUT], now: u64) -> Option<u32> {
-        let found = self.vms.get(vm)?;
-        found.misses = 0;
-        let from = found.take(written, read);
-        if from == written {
+    /// Takes the output in a VM's page. `read`: what its page says was taken; if the VM has printed a moment ago, our own count of that is
+    /// believed instead. Returns the index `read` to write back ([`Console::saved`]), or `None` if the VM is unknown.
+    pub fn vm_output(&mut self, visit: Visit, written: u32, read: u32, ring: &[u8; OUTPUT], now: u64) -> Option<u32> {
+        let name = self.vms.name(visit.vm)?;
+        if self.talks.get(&place(visit.vm)).map_or(read, |talk| talk.read) == written {
             return Some(written);
         }
-        let name = self.vms.name(vm)?;
-        let talk = self.talks.entry(place(vm)).or_insert_with(|| Talk::new(now));
+        let talk = self.talks.entry(place(visit.vm)).or_insert_with(|| Talk::new(read, now));
         let mut text = String::new();
         let mut lines = 0;
-        talk.take(written, from, ring, now, |line| {
+        talk.take(written, ring, now, |line| {
             vm_line(&name, line, &mut text);
             lines += 1;
         });
@@ -269,9 +291,16 @@ impl Console {
             }
         }
         if let Some(time) = later {
-            self.look_later(vm, time);
+            self.look_later(Visit::new(visit.vm, visit.at), time);
         }
         Some(written)
+    }
+
+    /// The page of a VM says how much of its output was taken.
+    pub fn saved(&mut self, vm: VmNumber) {
+        if let Some(talk) = self.talks.get_mut(&place(vm)) {
+            talk.unsaved = false;
+        }
     }
 
     fn vm_line(&mut self, name: &str, line: &[u8]) {
@@ -286,11 +315,13 @@ impl Console {
         }
     }
 
-    fn look_later(&mut self, vm: VmNumber, time: u64) {
-        if let Some(found) = self.vms.get(vm)
-            && !core::mem::replace(&mut found.waits, true)
+    fn look_later(&mut self, visit: Visit, time: u64) {
+        let room = self.waiting.len() < WAITING || self.talks.contains_key(&place(visit.vm));
+        if let Entry::Vacant(entry) = self.waiting.entry(place(visit.vm))
+            && room
         {
-            self.later.push(Reverse((time, place(vm))));
+            entry.insert((time, visit));
+            self.later.push(Reverse((time, place(visit.vm))));
         }
     }
 
@@ -299,26 +330,37 @@ impl Console {
         self.later.peek().map(|Reverse((time, _))| *time)
     }
 
+    /// A VM that was put off, whether or not its time has come.
+    pub fn waiting(&self, vm: VmNumber) -> Option<Visit> {
+        self.waiting.get(&place(vm)).map(|(_, visit)| *visit).filter(|visit| visit.vm == vm)
+    }
+
     /// Looks at the first VM that was put off, if its time has come: says what it lost, prints the line it is in the
     /// middle of. Returns it if its page is to be read now.
-    pub fn look(&mut self, now: u64) -> Option<VmNumber> {
+    pub fn look(&mut self, now: u64) -> Option<Visit> {
         self.later.peek().filter(|Reverse((time, _))| *time <= now)?;
-        let Reverse((_, at)) = self.later.pop()?;
-        let vm = self.vms.end_wait(at)?;
-        let Some(talk) = self.talks.get_mut(&at) else { return Some(vm) };
+        let Reverse((time, at)) = self.later.pop()?;
+        let visit = self.waiting.get(&at).filter(|(due, _)| *due == time).map(|(_, visit)| *visit)?;
+        self.waiting.remove(&at);
+        if self.waiting.is_empty() {
+            // After a storm both would stay as large as that was.
+            self.waiting.shrink_to_fit();
+            self.later = BinaryHeap::new();
+        }
+        let Some(talk) = self.talks.get_mut(&at) else { return Some(visit) };
         if let Some(until) = talk.bucket.muted_until(now) {
-            self.look_later(vm, until);
+            self.look_later(visit, until);
             return None;
         }
         let lost = core::mem::take(&mut talk.lost);
         let mut begun = None;
         talk.flush(|line| begun = Some(line.to_vec()));
-        let name = self.vms.name(vm)?;
+        let name = self.vms.name(visit.vm)?;
         if let Some(line) = begun {
             self.vm_line(&name, &line);
         }
         self.vm_lost(&name, lost);
-        Some(vm)
+        Some(visit)
     }
 }
 
@@ -339,6 +381,7 @@ mod tests {
 
     const VM: VmNumber = 9;
     const AT: VmRef = VmRef { frame: 90, generation: 3 };
+    const HERE: Visit = Visit::new(VM, AT);
 
     fn printed(console: &mut Console) -> String {
         String::from_utf8(core::iter::from_fn(|| console.next_byte()).collect::<Vec<_>>()).unwrap()
@@ -354,7 +397,8 @@ mod tests {
             ring[*written as usize % OUTPUT] = byte;
             *written += 1;
         }
-        assert_eq!(console.vm_output(VM, *written, 0, &ring, now), Some(*written));
+        assert_eq!(console.vm_output(HERE, *written, 0, &ring, now), Some(*written));
+        console.saved(VM);
     }
 
     #[test]
@@ -421,8 +465,8 @@ mod tests {
     #[test]
     fn vm_lines_are_whole_and_named() {
         let mut console = Console::new(10);
-        console.attach(VM, AT, "web", 0x20_3000).unwrap();
-        assert_eq!(console.rung(VM, None, 0), Some((AT, 0x20_3000)));
+        console.attach(VM, "web", 0x20_3000).unwrap();
+        assert_eq!(console.page(HERE, 0), Some(0x20_3000));
         let mut written = 0;
         vm_prints(&mut console, &mut written, "hel", 0);
         assert_eq!(printed(&mut console), "");
@@ -430,7 +474,7 @@ mod tests {
         assert_eq!(printed(&mut console), "vm web| hello\r\n");
         let due = console.next_look().unwrap();
         assert_eq!(console.look(due - 1), None);
-        assert_eq!(console.look(due), Some(VM));
+        assert_eq!(console.look(due), Some(HERE));
         assert_eq!(printed(&mut console), "vm web| login: \r\n");
         assert_eq!(console.next_look(), None);
     }
@@ -438,12 +482,12 @@ mod tests {
     #[test]
     fn a_flooding_vm_is_muted_and_its_loss_told() {
         let mut console = Console::new(10);
-        console.attach(VM, AT, "flood", 0).unwrap();
+        console.attach(VM, "flood", 0).unwrap();
         let line = "y".repeat(99) + "\n";
         let mut written = 0;
         let mut rings = 0;
         let mut text = String::new();
-        while console.rung(VM, None, 0).is_some() {
+        while console.page(HERE, 0).is_some() {
             vm_prints(&mut console, &mut written, &line, 0);
             rings += 1;
             text += &printed(&mut console);
@@ -454,7 +498,7 @@ mod tests {
         let due = console.next_look().unwrap();
         let lost = written as u64 - BURST;
         assert!(console.look(due - 1).is_none());
-        assert_eq!(console.look(due), Some(VM));
+        assert_eq!(console.look(due), Some(HERE));
         let text = printed(&mut console);
         assert!(text.ends_with(&format!("vm flood| [{lost} bytes of output dropped]\r\n")), "{text}");
         assert!(due <= 1_000_000_000 * BURST / RATE);
@@ -463,35 +507,90 @@ mod tests {
     #[test]
     fn detach_prints_the_rest() {
         let mut console = Console::new(10);
-        console.attach(VM, AT, "web", 0).unwrap();
+        console.attach(VM, "web", 0).unwrap();
         vm_prints(&mut console, &mut 0, "panicked", 0);
         console.detach(VM);
         assert_eq!(printed(&mut console), "vm web| panicked\r\n");
-        assert_eq!(console.rung(VM, None, 0), None);
+        assert_eq!(console.page(HERE, 0), None);
         assert_eq!(console.look(u64::MAX), None);
     }
 
     #[test]
     fn a_page_that_is_not_there_is_looked_at_again_but_not_for_ever() {
         let mut console = Console::new(10);
-        console.attach(VM, AT, "web", 0x20_3000).unwrap();
-        let mut now = 0;
+        console.attach(VM, "web", 0x20_3000).unwrap();
+        let (mut now, mut visit) = (0, HERE);
         for _ in 0..MISSES {
-            assert_eq!(console.rung(VM, None, now), Some((AT, 0x20_3000)));
-            console.missed(VM, now);
+            assert_eq!(console.page(visit, now), Some(0x20_3000));
+            console.missed(visit, now);
             now = console.next_look().unwrap();
-            assert_eq!(console.look(now), Some(VM));
+            visit = console.look(now).unwrap();
+            assert_eq!((visit.vm, visit.at), (VM, AT));
         }
-        console.missed(VM, now);
+        console.missed(visit, now);
         assert_eq!(console.next_look(), None);
         // It rings where it is now.
-        let elsewhere = VmRef { frame: 91, generation: 1 };
-        assert_eq!(console.rung(VM, Some(elsewhere), now), Some((elsewhere, 0x20_3000)));
-        console.missed(VM, now);
-        assert!(console.next_look().is_some());
-        // One that is nowhere is left in peace.
-        console.attach(2, VmRef::NOWHERE, "gone", 0x20_3000).unwrap();
-        assert_eq!(console.rung(2, None, now), None);
+        console.missed(HERE, now);
+        let elsewhere = Visit::new(VM, VmRef { frame: 91, generation: 1 });
+        assert_eq!(console.page(elsewhere, now), Some(0x20_3000));
+        assert_eq!(console.waiting(VM), Some(elsewhere));
+        // Another VM at the same place is not looked at because of that.
+        console.attach(VM, "next", 0x20_3000).unwrap();
+        assert_eq!((console.look(u64::MAX), console.next_look()), (None, None));
+    }
+
+    #[test]
+    fn what_was_taken_is_known_until_the_page_says_so() {
+        let mut console = Console::new(10);
+        console.attach(VM, "web", 0).unwrap();
+        let mut ring = [0; OUTPUT];
+        ring[..8].copy_from_slice(b"one\ntwo\n");
+        assert_eq!(console.vm_output(HERE, 4, 0, &ring, 0), Some(4));
+        assert_eq!(console.vm_output(HERE, 8, 0, &ring, u64::MAX), Some(8));
+        assert_eq!(printed(&mut console), "vm web| one\r\nvm web| two\r\n");
+        // A new console, or one that has forgotten a VM that was quiet, believes the page.
+        let mut console = Console::new(10);
+        console.attach(VM, "web", 0).unwrap();
+        assert_eq!(console.vm_output(HERE, 8, 4, &ring, 0), Some(8));
+        assert_eq!(printed(&mut console), "vm web| two\r\n");
+        assert_eq!(console.vm_output(HERE, 8, 8, &ring, 0), Some(8));
+        assert!(console.is_idle());
+    }
+
+    #[test]
+    fn those_whose_pages_do_not_say_what_was_taken_are_forgotten_last() {
+        let mut console = Console::new(TALKS + 1);
+        let ring = [b'\n'; OUTPUT];
+        for vm in 1..=TALKS as u64 {
+            console.attach(vm, "vm", 0).unwrap();
+            console.vm_output(Visit::new(vm, AT), 1, 0, &ring, 0);
+            if vm > 2 {
+                console.saved(vm);
+            }
+        }
+        assert!(console.has_room(u64::MAX) && console.talks.len() == 2);
+        for vm in 3..=TALKS as u64 {
+            console.vm_output(Visit::new(vm, AT), 2, 1, &ring, u64::MAX);
+        }
+        assert!(console.has_room(u64::MAX));
+    }
+
+    #[test]
+    fn only_so_many_are_looked_at_again() {
+        let mut console = Console::new(WAITING + 10);
+        for vm in 1..WAITING as u64 + 10 {
+            console.attach(vm, "vm", 0).unwrap();
+            console.missed(Visit::new(vm, AT), 0);
+        }
+        assert_eq!((console.waiting.len(), console.later.len()), (WAITING, WAITING));
+        // One that prints is, in any case.
+        let vm = WAITING as u64 + 9;
+        console.vm_output(Visit::new(vm, AT), 3, 0, &[b'x'; OUTPUT], 0);
+        assert!(console.waiting(vm).is_some());
+        while console.next_look().is_some() {
+            console.look(u64::MAX);
+        }
+        assert!(console.waiting.is_empty() && console.waiting.capacity() == 0);
     }
 
     #[test]
@@ -500,26 +599,29 @@ mod tests {
         let mut ring = [b'x'; OUTPUT];
         ring[9] = b'\n';
         for vm in 1..=2 * TALKS as u64 {
-            console.attach(vm, AT, &format!("vm-{vm}"), 0).unwrap();
+            console.attach(vm, &format!("vm-{vm}"), 0).unwrap();
             let room = vm <= TALKS as u64;
-            assert_eq!(console.rung(vm, None, 0).is_some(), room, "{vm}");
+            assert_eq!(console.page(Visit::new(vm, AT), 0).is_some(), room, "{vm}");
             if room {
-                console.vm_output(vm, 10, 0, &ring, 0);
+                console.vm_output(Visit::new(vm, AT), 10, 0, &ring, 0);
+                console.saved(vm);
             }
             printed(&mut console);
         }
         // A few milliseconds later all of the first are as good as new.
         let due = console.next_look().unwrap();
         let mut served = 0;
-        while let Some(vm) = console.look(due) {
-            assert!(console.rung(vm, None, due).is_some());
-            console.vm_output(vm, 10, 0, &ring, due);
+        while let Some(visit) = console.look(due) {
+            let vm = visit.vm;
+            assert!(console.page(visit, due).is_some());
+            console.vm_output(visit, 10, 0, &ring, due);
+            console.saved(vm);
             assert_eq!(printed(&mut console), format!("vm vm-{vm}| xxxxxxxxx\r\n"));
             served += 1;
         }
         assert_eq!((served, console.talks.len(), console.next_look()), (TALKS, TALKS, None));
         // Who has nothing new costs nothing.
-        console.vm_output(1, 10, 0, &ring, due * 2);
+        console.vm_output(Visit::new(1, AT), 10, 10, &ring, due * 2);
         assert!(console.has_room(due * 2) && console.talks.is_empty());
     }
 }

@@ -5,7 +5,7 @@
 //! * [`editor`]: the line that the operator is typing.
 //! * [`text`]: what untrusted text is turned into before it is printed.
 //! * [`limit`]: how much a VM may print.
-//! * [`vms`]: the VMs with a console; [`names`]: what they are called; [`talk`]: those that print.
+//! * [`vms`]: the VMs with a console; [`kinds`]: what they are called; [`talk`]: those that print.
 //! * [`console`]: all of it together.
 #![no_std]
 #![forbid(unsafe_code)]
@@ -16,8 +16,8 @@ extern crate std;
 
 pub mod console;
 pub mod editor;
+pub mod kinds;
 pub mod limit;
-pub mod names;
 pub mod output;
 pub mod talk;
 pub mod text;

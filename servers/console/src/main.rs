@@ -8,7 +8,7 @@ mod transfer;
 
 use alloc::{boxed::Box, format, string::String, vec::Vec};
 use console::{
-    console::Console,
+    console::{Console, Visit},
     uart::{Registers, Uart},
     vms::Refusal,
 };
@@ -18,7 +18,7 @@ use protocol::{
     domain::{Device, EventKind, line},
     manifest::{Resource, StartupResource},
     service::{
-        VmNumber, VmRef,
+        VmRef,
         console::{Console as ConsoleService, Request, Response, TEXT_MAX},
         platform::{self, Platform},
     },
@@ -37,12 +37,15 @@ const POLL_BUSY: u64 = 1_000_000;
 /// Nanoseconds between looks for input where there is no interrupt; and between looks at a port that is busy though its
 /// interrupt should have come.
 const POLL_IDLE: u64 = 20_000_000;
-/// Bytes of heap for other things than VMs: what waits for the serial line, and VMs in the middle of a line.
-const HEAP_KEPT: u64 = 640 << 10;
-/// Bytes of heap for each VM that may be attached: its record, and its place in the list of those to look at while that grows.
-const HEAP_PER_VM: u64 = 96;
-/// Events taken at a time.
+/// Bytes of heap for other things than VMs: what waits for the serial line, VMs in the middle of a line, VMs to look at again.
+const HEAP_KEPT: u64 = 960 << 10;
+/// Bytes of heap for each VM that may be attached.
+const HEAP_PER_VM: u64 = 16;
+/// Events taken at a time, and how many times before other work gets its turn.
 const EVENTS: usize = 32;
+const COLLECTS: usize = 32;
+/// VMs looked at that were put off, before other work gets its turn.
+const LOOKS: usize = 64;
 
 fn main(startup: Startup) -> ! {
     let server = Server::new(&startup);
@@ -82,6 +85,8 @@ struct Server {
     reader: Option<(u64, Token)>,
     /// When to look at the port though nothing happened.
     poll: u64,
+    /// Whether there may be more doorbells than were taken: those raise no interrupts.
+    more: bool,
     /// A VM's console page, up to the end of its output ring.
     page: Box<[u8; OUTPUT_RING + OUTPUT]>,
 }
@@ -118,6 +123,7 @@ impl Server {
             told: false,
             reader: None,
             poll: 0,
+            more: false,
             page: Box::new([0; OUTPUT_RING + OUTPUT]),
         };
         if startup.incarnation > 0 {
@@ -169,44 +175,63 @@ impl Server {
     /// Takes the doorbells that VMs rang.
     fn collect(&mut self) {
         let mut events = [protocol::domain::Event::default(); EVENTS];
-        while let Ok(count @ 1..) = hypercall::collect(Device::Console as u8, &mut events) {
+        for _ in 0..COLLECTS {
+            let Ok(count @ 1..) = hypercall::collect(Device::Console as u8, &mut events) else {
+                self.more = false;
+                return;
+            };
             for event in &events[..count] {
                 if event.kind == EventKind::Doorbell as u32 {
                     let at = VmRef { frame: event.frame, generation: event.generation };
-                    self.rung(event.tag, Some(at));
+                    self.visit(Visit::new(event.tag, at));
                 }
             }
         }
+        self.more = true;
     }
 
-    fn rung(&mut self, vm: VmNumber, at: Option<VmRef>) {
+    /// Reads a VM's page and prints what is new in it; if that cannot be done now, and may be soon, later.
+    fn visit(&mut self, visit: Visit) {
         let now = clock::now();
-        let (Some(slot), Some((at, page))) = (self.vms, self.console.rung(vm, at, now)) else {
-            return;
+        if !self.read(visit, now) {
+            self.console.missed(visit, now);
+        }
+    }
+
+    /// Reads a VM's page and prints what is new in it. `false` if the page is not in memory.
+    fn read(&mut self, visit: Visit, now: u64) -> bool {
+        let (Some(slot), Some(page)) = (self.vms, self.console.page(visit, now)) else {
+            return true;
         };
-        let target = Target::pool(slot, at.frame, at.generation);
+        let target = Target::pool(slot, visit.at.frame, visit.at.generation);
         // A VM that has just rung has just written to its page, so it is there. If it is not there any more, nobody is asked to
         // bring it: the pager is a client of the console, and calls go upward only.
         if transfer::read(target, page, &mut self.page[..]).is_err() {
-            self.console.missed(vm, now);
-            return;
+            return false;
         }
         let word = |offset: usize| self.page[offset..].first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes));
         let (written, read) = (word(0), word(CONSOLE_INDICES));
         let Some(ring) = self.page[OUTPUT_RING..].first_chunk() else {
-            return;
+            return true;
         };
-        if let Some(read) = self.console.vm_output(vm, written, read, ring, now) {
-            // The VM only loses room in its own ring if this fails.
-            let _ = transfer::write(target, page + CONSOLE_INDICES as u64, &read.to_le_bytes());
+        // The VM only loses room in its own ring if this cannot be written.
+        if let Some(read) = self.console.vm_output(visit, written, read, ring, now)
+            && transfer::write(target, page + CONSOLE_INDICES as u64, &read.to_le_bytes()).is_ok()
+        {
+            self.console.saved(visit.vm);
         }
+        true
     }
 
     /// Sends what waits, answers who waits for a line, and decides when to look again.
     fn pump(&mut self) {
         let now = clock::now();
-        while let Some(vm) = self.console.look(now) {
-            self.rung(vm, None);
+        if self.more {
+            self.collect();
+        }
+        for _ in 0..LOOKS {
+            let Some(visit) = self.console.look(now) else { break };
+            self.visit(visit);
         }
         if let Some((_, token)) = self.reader
             && let Some(line) = self.console.take_line()
@@ -223,7 +248,7 @@ impl Server {
         let stalled = self.uart.send(BUDGET, || console.next_byte());
         let idle = self.console.is_idle();
         self.poll = match (self.interrupt, stalled) {
-            _ if !stalled && !idle => now,
+            _ if self.more || !stalled && !idle => now,
             (Some(_), false) => NEVER,
             (None, true) => now + POLL_BUSY,
             (Some(_), true) | (None, false) => now + POLL_IDLE,
@@ -257,10 +282,12 @@ impl Handler<ConsoleService> for Server {
                 },
             },
             Request::Attach { vm, at, name, page } => {
-                Answer::Now(match self.console.attach(vm, at, name, page) {
+                Answer::Now(match self.console.attach(vm, name, page) {
                     Ok(()) => {
-                        // What it has written before this console server knew it.
-                        self.rung(vm, None);
+                        // What it has written before this console server knew it. The page of a new VM is not in memory yet: it will ring.
+                        if at != VmRef::NOWHERE {
+                            self.read(Visit::new(vm, at), clock::now());
+                        }
                         Response::Done
                     }
                     Err(Refusal::Full) => Response::Full,
@@ -268,8 +295,11 @@ impl Handler<ConsoleService> for Server {
                 })
             }
             Request::Detach(vm) => {
-                // Its last words may still be in its page.
-                self.rung(vm, None);
+                // Its last words may still be in its page: it has rung for them.
+                self.collect();
+                if let Some(visit) = self.console.waiting(vm) {
+                    self.read(visit, clock::now());
+                }
                 self.console.detach(vm);
                 Answer::Now(Response::Done)
             }

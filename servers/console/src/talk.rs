@@ -17,19 +17,23 @@ pub struct Talk {
     pub bucket: Bucket,
     /// Bytes lost since the last report of it.
     pub lost: u64,
+    /// Bytes taken, as in [`protocol::text::ConsolePage::read`].
+    pub read: u32,
+    /// The VM's page does not say yet that they were taken.
+    pub unsaved: bool,
     line: Vec<u8>,
 }
 
 impl Talk {
-    /// A VM that was quiet.
-    pub const fn new(now: u64) -> Talk {
-        Talk { bucket: Bucket::new(now), lost: 0, line: Vec::new() }
+    /// A VM that was quiet, whose page says that so many bytes were taken.
+    pub const fn new(read: u32, now: u64) -> Talk {
+        Talk { bucket: Bucket::new(now), lost: 0, read, unsaved: false, line: Vec::new() }
     }
 
-    /// Takes the output between the indices `read` and `written` in the VM's ring, which may be nonsense, and gives each complete line to
-    /// `print`.
-    pub fn take(&mut self, written: u32, read: u32, ring: &[u8; OUTPUT], now: u64, mut print: impl FnMut(&[u8])) {
-        let unread = written.wrapping_sub(read);
+    /// Takes the output in the VM's ring up to the index `written`, which may be nonsense, and gives each complete line to `print`.
+    pub fn take(&mut self, written: u32, ring: &[u8; OUTPUT], now: u64, mut print: impl FnMut(&[u8])) {
+        let unread = written.wrapping_sub(self.read);
+        (self.read, self.unsaved) = (written, true);
         let kept = unread.min(OUTPUT as u32);
         let allowed = self.bucket.take(u64::from(kept), now) as u32;
         self.lost += u64::from(unread - allowed);
@@ -85,14 +89,14 @@ mod tests {
     fn take(talk: &mut Talk, text: &str, at: u32) -> Vec<String> {
         let mut lines = Vec::new();
         let print = |line: &[u8]| lines.push(String::from_utf8_lossy(line).into_owned());
-        talk.take(at.wrapping_add(text.len() as u32), at, &ring(text.as_bytes(), at), 0, print);
+        talk.take(at.wrapping_add(text.len() as u32), &ring(text.as_bytes(), at), 0, print);
         lines
     }
 
     #[test]
     fn lines_are_put_together_across_the_end_of_the_ring() {
-        let mut talk = Talk::new(0);
         let at = u32::MAX - 3;
+        let mut talk = Talk::new(at, 0);
         assert_eq!(take(&mut talk, "hello\nwor", at), ["hello"]);
         assert!(talk.has_begun_line() && !talk.is_over(u64::MAX));
         assert_eq!(take(&mut talk, "ld\n", at.wrapping_add(9)), ["world"]);
@@ -102,21 +106,21 @@ mod tests {
 
     #[test]
     fn what_was_overwritten_is_counted() {
-        let mut talk = Talk::new(0);
+        let mut talk = Talk::new(0, 0);
         let ring = [b'\n'; OUTPUT];
         let mut lines = 0;
-        talk.take(OUTPUT as u32 + 100, 0, &ring, 0, |_| lines += 1);
+        talk.take(OUTPUT as u32 + 100, &ring, 0, |_| lines += 1);
         assert_eq!((lines, talk.lost), (OUTPUT, 100));
         assert!(!talk.is_over(u64::MAX), "the loss was not told yet");
     }
 
     proptest! {
         #[test]
-        fn nonsense_indices_are_harmless(steps in prop::collection::vec((any::<u32>(), any::<u32>(), any::<u8>()), 1..50)) {
-            let mut talk = Talk::new(0);
+        fn nonsense_indices_are_harmless(steps in prop::collection::vec((any::<u32>(), any::<u8>()), 1..50)) {
+            let mut talk = Talk::new(0, 0);
             let mut printed = 0u64;
-            for (written, read, fill) in steps {
-                talk.take(written, read, &[fill; OUTPUT], 0, |line| {
+            for (written, fill) in steps {
+                talk.take(written, &[fill; OUTPUT], 0, |line| {
                     assert!(line.len() <= LINE_MAX);
                     printed += line.len() as u64;
                 });
