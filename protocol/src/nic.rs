@@ -19,6 +19,12 @@ pub const FRAME_MAX: usize = 1514;
 /// Bytes of the smallest frame: an Ethernet header.
 pub const FRAME_MIN: usize = 14;
 
+/// The MAC address of a VM that was given none: locally administered, `02:00` and its IPv4 address.
+pub const fn usual_mac(address: [u8; 4]) -> [u8; 6] {
+    let [a, b, c, d] = address;
+    [2, 0, a, b, c, d]
+}
+
 /// A buffer: address in the VM's memory, bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(C)]

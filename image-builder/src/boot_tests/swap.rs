@@ -57,10 +57,12 @@ const GROUP: usize = 16;
 const PIECE: u64 = 4 << 20;
 
 /// What the operator's command `memory` shows.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Shown {
     /// VMs.
     pub vms: u64,
+    /// VMs that have left memory whole.
+    pub suspended: u64,
     /// Pages read from swap space.
     pub page_ins: u64,
     /// Pages written to it.
@@ -81,7 +83,12 @@ pub fn memory(context: &mut Context<'_>) -> Result<Shown> {
     let unclear = || miette!("`memory` shows {vms:?} and {pages:?}");
     let (mut first, mut second) = (numbers(&vms), numbers(&pages));
     let next = |numbers: &mut dyn Iterator<Item = u64>| numbers.next().ok_or_else(unclear);
-    Ok(Shown { vms: next(&mut first)?, page_ins: next(&mut second)?, page_outs: next(&mut second)? })
+    Ok(Shown {
+        vms: next(&mut first)?,
+        suspended: next(&mut first)?,
+        page_ins: next(&mut second)?,
+        page_outs: next(&mut second)?,
+    })
 }
 
 /// The VMs of which the console tells that they were stopped or have ended, and why.

@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use protocol::layout::PAGE;
 use protocol::manifest::PciMatch;
+use protocol::nic::usual_mac;
 use serde::Deserialize;
 
 /// An amount of memory: `"64 KiB"`, `"4 MiB"`, `"1 GiB"` or a number of bytes; a multiple of a page.
@@ -127,8 +128,7 @@ pub struct Mac(pub [u8; 6]);
 impl Mac {
     /// The locally administered address of a VM that names none: `02:00` and its IPv4 address.
     pub fn of(address: Ipv4Addr) -> Mac {
-        let [a, b, c, d] = address.octets();
-        Mac([0x02, 0x00, a, b, c, d])
+        Mac(usual_mac(address.octets()))
     }
 }
 

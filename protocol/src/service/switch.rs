@@ -27,26 +27,15 @@ pub enum Request {
     },
     /// Takes the port away.
     Detach(VmNumber),
-    /// What the port counted.
-    Statistics(VmNumber),
+    /// Whether it has a port. What the port counted stands in the VM's queue page ([`crate::nic::Indices`]).
+    IsAttached(VmNumber),
 }
 
 /// What the switch answers.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, Schema)]
 pub enum Response {
-    /// Done.
+    /// Done, or so it is.
     Done,
-    /// Counters of a port; they wrap at 2^32.
-    Statistics {
-        /// Packets from the VM.
-        sent: u64,
-        /// Packets to the VM.
-        received: u64,
-        /// Packets to the VM dropped for want of a buffer.
-        dropped: u64,
-        /// Packets from the VM refused.
-        refused: u64,
-    },
     /// No port for this VM.
     NotFound,
     /// The MAC or IPv4 address has a port already.

@@ -263,8 +263,8 @@ impl<'a> Loader<'a> {
         let Ok(guest) = self.guest(&vm) else { return };
         let lost = guest.nic().is_some()
             && !matches!(
-                again(|| peers.switch(&switch::Request::Statistics(number))),
-                Ok(switch::Response::Statistics { .. }) | Err(NO_SUCH_SERVER)
+                again(|| peers.switch(&switch::Request::IsAttached(number))),
+                Ok(switch::Response::Done) | Err(NO_SUCH_SERVER)
             );
         if lost && let Err(reason) = Self::attach_nic(peers, &vm, &guest, number, at) {
             peers.log(format_args!("vm {} has no network now: {reason}", vm.name));

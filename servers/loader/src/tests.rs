@@ -257,10 +257,8 @@ impl Peers for World {
                 Some(_) => switch::Response::Done,
                 None => switch::Response::NotFound,
             },
-            switch::Request::Statistics(vm) if self.ports.contains_key(vm) => {
-                switch::Response::Statistics { sent: 0, received: 0, dropped: 0, refused: 0 }
-            }
-            switch::Request::Statistics(_) => switch::Response::NotFound,
+            switch::Request::IsAttached(vm) if self.ports.contains_key(vm) => switch::Response::Done,
+            switch::Request::IsAttached(_) => switch::Response::NotFound,
         })
     }
 

@@ -6,7 +6,7 @@
 //!
 //! Only VMs that are being waited for have a record here: one that is out of memory and left in peace costs nothing.
 
-use crate::{memory::Need, ports::PortId};
+use crate::{memory::Need, ports::PortId, queue::Own};
 use alloc::{collections::VecDeque, vec::Vec};
 use hashbrown::HashMap;
 use protocol::nic::{ENTRIES, FRAME_MAX};
@@ -23,6 +23,9 @@ pub const HOLD: u64 = 5_000_000_000;
 pub const ASK_AGAIN: u64 = 1_000_000_000;
 /// Nanoseconds between looks at who waits.
 pub const LOOK_EVERY: u64 = 100_000_000;
+/// VMs that may wait; the switch lets some more in that were in memory a moment ago. A stranger's packets, one for each VM, could otherwise
+/// make it wait for a million. A power of two less an eighth: what the hash table has room for.
+pub const WAITS: usize = 1792;
 /// VMs that the pager is asked for again in one look.
 pub const ASKS: usize = 64;
 
@@ -54,6 +57,10 @@ pub struct Wait {
     pub sends: bool,
     /// Its queue page lacks our indices.
     pub owes: bool,
+    /// Our indices, if its queue page was read since it is waited for.
+    pub own: Option<Own>,
+    /// Packets for it that were lost, beyond those that `own` counts.
+    dropped: u32,
     /// It is to be told.
     pub raise: bool,
     /// Lengths of packets that its queue page lacks: index of the receive entry, bytes.
@@ -63,6 +70,25 @@ pub struct Wait {
 }
 
 impl Wait {
+    /// Our indices, now that its queue page says these.
+    pub fn know(&mut self, page: Own) -> Own {
+        let mut own = self.own.unwrap_or(page);
+        own.dropped = own.dropped.wrapping_add(core::mem::take(&mut self.dropped));
+        own
+    }
+
+    /// Packets for it that were lost, as its queue page will say.
+    #[cfg(test)]
+    pub fn dropped(&self, page: Own) -> u32 {
+        self.own.unwrap_or(page).dropped.wrapping_add(self.dropped)
+    }
+
+    /// A packet for it is lost.
+    pub fn drop_one(&mut self) {
+        self.dropped = self.dropped.wrapping_add(1);
+        self.owes = true;
+    }
+
     /// A length could not be written. The ring has no room for more than its entries: what is older was overwritten.
     pub fn owe_length(&mut self, entry: u32, bytes: u32) {
         if self.lengths.len() >= ENTRIES {
@@ -75,6 +101,8 @@ impl Wait {
 /// All that wait.
 #[derive(Debug)]
 pub struct Waits {
+    /// How many may.
+    most: usize,
     waits: HashMap<PortId, Wait>,
     /// Buffers that are free.
     free: Vec<u16>,
@@ -83,9 +111,14 @@ pub struct Waits {
 }
 
 impl Waits {
-    /// Nobody.
+    /// Nobody; later [`WAITS`].
     pub fn new() -> Waits {
-        Waits { waits: HashMap::new(), free: (0..HELD as u16).rev().collect(), back: VecDeque::new() }
+        Waits::with_room(WAITS)
+    }
+
+    /// Nobody; later so many.
+    pub fn with_room(most: usize) -> Waits {
+        Waits { most, waits: HashMap::new(), free: (0..HELD as u16).rev().collect(), back: VecDeque::new() }
     }
 
     /// Whether nobody waits.
@@ -96,6 +129,11 @@ impl Waits {
     /// How many wait.
     pub fn len(&self) -> usize {
         self.waits.len()
+    }
+
+    /// How many more may begin to wait because of what they send, or others send to them.
+    pub fn room(&self) -> usize {
+        self.most.saturating_sub(self.waits.len())
     }
 
     /// Who waits at a port.
@@ -123,6 +161,8 @@ impl Waits {
             deaf: false,
             sends: false,
             owes: false,
+            own: None,
+            dropped: 0,
             raise: false,
             lengths: Vec::new(),
             held: VecDeque::new(),
@@ -197,16 +237,15 @@ impl Waits {
         }
     }
 
-    /// Takes a VM out, and its packets back; what it was, with how many packets were held.
-    pub fn remove(&mut self, id: PortId) -> Option<(Wait, usize)> {
+    /// Takes a VM out, and its packets back; what it was.
+    pub fn remove(&mut self, id: PortId) -> Option<Wait> {
         let wait = self.waits.remove(&id)?;
         self.free.extend(wait.held.iter().map(|packet| packet.buffer));
         if self.waits.is_empty() {
             // After a storm the table would stay as large as that was.
             self.waits.shrink_to_fit();
         }
-        let held = wait.held.len();
-        Some((wait, held))
+        Some(wait)
     }
 
     /// The VMs that have not been brought for long, at most [`ASKS`]; and those that have packets which are too old.

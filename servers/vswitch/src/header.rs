@@ -1,9 +1,11 @@
 //! What a packet says of itself, and whether a VM may say that.
 
-use smoltcp::wire::{ArpOperation, ArpPacket, EthernetAddress, EthernetFrame, EthernetProtocol, Ipv4Packet};
+use smoltcp::wire::{ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol, Ipv4Packet};
 
 /// Bytes from the beginning of a packet that are looked at: enough for an ARP packet and for an IPv4 header with options.
 pub const LOOK: usize = 64;
+/// Bytes of an ARP reply: the least that an Ethernet frame has.
+pub const ARP_REPLY: usize = 60;
 /// Bytes of an IPv4 header without options.
 const IPV4_MIN: usize = 20;
 
@@ -75,6 +77,31 @@ impl Header {
     /// Whether it goes to more than one.
     pub fn is_multicast(&self) -> bool {
         EthernetAddress(self.destination).is_multicast() || EthernetAddress(self.destination).is_broadcast()
+    }
+
+    /// Whether the answer to an ARP request goes to whom the frame comes from.
+    pub fn is_from_asker(&self) -> bool {
+        let one = !EthernetAddress(self.source).is_multicast();
+        one && matches!(self.payload, Payload::Arp { sender, .. } if sender == self.source)
+    }
+
+    /// The answer to an ARP request: that `address` is at `mac`.
+    pub fn arp_reply(&self, mac: Mac, address: Address) -> Option<[u8; ARP_REPLY]> {
+        let Payload::Arp { request: true, sender, sender_address, .. } = self.payload else { return None };
+        let mut bytes = [0; ARP_REPLY];
+        let mut frame = EthernetFrame::new_checked(&mut bytes[..]).ok()?;
+        frame.set_src_addr(EthernetAddress(mac));
+        frame.set_dst_addr(EthernetAddress(sender));
+        frame.set_ethertype(EthernetProtocol::Arp);
+        let reply = ArpRepr::EthernetIpv4 {
+            operation: ArpOperation::Reply,
+            source_hardware_addr: EthernetAddress(mac),
+            source_protocol_addr: address.into(),
+            target_hardware_addr: EthernetAddress(sender),
+            target_protocol_addr: sender_address.into(),
+        };
+        reply.emit(&mut ArpPacket::new_unchecked(frame.payload_mut()));
+        Some(bytes)
     }
 
     /// The address that an ARP request asks for.

@@ -39,10 +39,9 @@ const RETRY: u64 = 100_000_000;
 /// Answers of the pager taken at a time.
 const ANSWERS: usize = 64;
 /// Bytes of heap for other things than ports: scratch memory, lists of a round, records of VMs that wait.
-const HEAP_KEPT: u64 = 1 << 20;
-/// Bytes of heap for each VM that may be attached: its port, twice the hash table while that grows, and its places in queues while
-/// those grow.
-const HEAP_PER_VM: u64 = 128;
+const HEAP_KEPT: u64 = 1280 << 10;
+/// Bytes of heap for each VM that may be attached: its port, and its places in queues while those grow.
+const HEAP_PER_VM: u64 = 64;
 
 fn main(startup: Startup) -> ! {
     let server = Server::new(&startup);
@@ -228,15 +227,8 @@ impl Handler<SwitchService> for Server {
             }
             Request::Detach(vm) if self.switch.detach(vm) => Response::Done,
             Request::Detach(_) => Response::NotFound,
-            Request::Statistics(vm) => match self.switch.counters(vm) {
-                Some(counters) => Response::Statistics {
-                    sent: counters.sent.into(),
-                    received: counters.received.into(),
-                    dropped: counters.dropped.into(),
-                    refused: counters.refused.into(),
-                },
-                None => Response::NotFound,
-            },
+            Request::IsAttached(vm) if self.switch.is_attached(vm) => Response::Done,
+            Request::IsAttached(_) => Response::NotFound,
         };
         Answer::Now(response)
     }

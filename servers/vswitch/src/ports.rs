@@ -3,16 +3,19 @@
 //! The switch has nothing to learn: the loader says which addresses a VM has, the switch holds the VM to them, and
 //! everything else is behind the uplink. So no table grows with what strangers send.
 //!
-//! A port is what a VM costs in the switch when it has left memory, so it is small: 64 bytes at the VM's place, and its place again in a
-//! hash table by IPv4 address. A MAC address that is made from the IPv4 address needs no table of its own.
+//! A port is what a VM costs in the switch when it has left memory, so it is small: 28 bytes at the VM's place, and its place again at its
+//! IPv4 address. Both tables grow by chunks: nothing is copied or hashed anew when the millionth VM comes. A MAC address that is made from
+//! the IPv4 address needs no table at all.
 
 use crate::{
     header::{Address, Mac},
-    queue::{Own, Window},
+    queue::Window,
 };
-use core::hash::{BuildHasher, Hash};
-use hashbrown::{DefaultHashBuilder, HashTable};
-use protocol::service::{PLACE_BITS, VmNumber, VmRef, place};
+use hashbrown::HashMap;
+use protocol::{
+    nic::usual_mac,
+    service::{PLACE_BITS, VmNumber, VmRef, place},
+};
 use server_runtime::places::Places;
 
 /// A port is named by the place of its VM.
@@ -24,10 +27,10 @@ enum State {
     /// There is none.
     #[default]
     Vacant,
-    /// There is one, whose queue page was not read yet.
-    New,
-    /// There is one, and the switch knows its own indices.
-    Known,
+    /// There is one, whose MAC address is made from its IPv4 address.
+    Usual,
+    /// There is one with a MAC address of its own choice.
+    OwnMac,
 }
 
 /// A VM's port.
@@ -37,80 +40,31 @@ pub struct Port {
     pub at: VmRef,
     /// The VM's number without its place.
     start: u32,
-    /// Its MAC address.
-    pub mac: Mac,
-    state: State,
-    /// Whether it waits in a queue. That belongs to the place, not to the VM: so a queue never holds a place twice, even if the
-    /// port is taken away and another takes its place meanwhile.
-    queued: bool,
     /// Its IPv4 address.
     pub address: Address,
     /// Its NIC window; the queue page comes first.
     pub window: Window,
-    own: Own,
-    /// What it counted.
-    pub counters: Counters,
+    state: State,
+    /// Whether it waits in a queue. That belongs to the place, not to the VM: so a queue never holds a place twice, even if the
+    /// port is taken away and another takes its place meanwhile.
+    queued: bool,
 }
-
-const _: () = assert!(size_of::<Port>() == 64);
 
 impl Port {
     const VACANT: Port = Port {
         at: VmRef::NOWHERE,
         start: 0,
-        mac: [0; 6],
-        state: State::Vacant,
-        queued: false,
         address: [0; 4],
         window: Window::NONE,
-        own: Own { taken: 0, arrived: 0, dropped: 0, refused: 0 },
-        counters: Counters { sent: 0, received: 0, dropped: 0, refused: 0 },
+        state: State::Vacant,
+        queued: false,
     };
-
-    /// The switch's indices in the queue page; `None` until the page was read once.
-    pub fn own(&self) -> Option<Own> {
-        (self.state == State::Known).then_some(self.own)
-    }
-
-    /// The same, to change them.
-    pub fn own_mut(&mut self) -> Option<&mut Own> {
-        (self.state == State::Known).then_some(&mut self.own)
-    }
-
-    /// Goes on at the indices that are in the queue page, if it does not know its own; its own from then on.
-    pub fn know(&mut self, page: Own) -> &mut Own {
-        if self.state == State::New {
-            (self.own, self.state) = (page, State::Known);
-        }
-        &mut self.own
-    }
-
-    /// A packet for it is lost.
-    pub fn drop_one(&mut self) {
-        self.counters.dropped = self.counters.dropped.wrapping_add(1);
-        if let Some(own) = self.own_mut() {
-            own.dropped = own.dropped.wrapping_add(1);
-        }
-    }
 }
 
 impl Default for Port {
     fn default() -> Port {
         Port::VACANT
     }
-}
-
-/// Counters of a port. They wrap.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Counters {
-    /// Packets from the VM.
-    pub sent: u32,
-    /// Packets to the VM.
-    pub received: u32,
-    /// Packets to the VM dropped.
-    pub dropped: u32,
-    /// Packets from the VM refused.
-    pub refused: u32,
 }
 
 /// Why a port was not added.
@@ -122,32 +76,50 @@ pub enum Refusal {
     Full,
 }
 
+/// The port at an address, or none.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Owner(PortId);
+
+impl Owner {
+    const NOBODY: Owner = Owner(PortId::MAX);
+
+    fn port(self) -> Option<PortId> {
+        (self != Owner::NOBODY).then_some(self.0)
+    }
+}
+
+impl Default for Owner {
+    fn default() -> Owner {
+        Owner::NOBODY
+    }
+}
+
 /// The table.
 #[derive(Debug)]
 pub struct Ports {
     ports: Places<Port>,
-    by_address: HashTable<PortId>,
-    /// Those whose MAC address is not made from their IPv4 address.
-    by_mac: HashTable<PortId>,
-    hasher: DefaultHashBuilder,
+    /// By the two halves of the IPv4 address. VMs have addresses that follow each other, or nearly so.
+    by_address: HashMap<u16, Places<Owner>>,
+    /// Those whose MAC address is of their own choice, both ways. It takes a line in the system file to be one.
+    by_mac: HashMap<Mac, PortId>,
+    macs: HashMap<PortId, Mac>,
     count: usize,
 }
 
-/// Bytes of a port in all tables. The hash table has, at its fullest and at its emptiest, 7 and 3.5 of 8 places in use; while it grows
-/// the old one is there too.
-pub const PORT_COST: usize = Places::<Port>::COST + (size_of::<PortId>() + 1) * 16 / 7;
+/// Bytes of a port in both tables, if its neighbours' addresses are in use too.
+pub const PORT_COST: usize = Places::<Port>::COST + Places::<Owner>::COST;
 
-/// The MAC address of a VM that was given none: locally administered, `02:00` and its IPv4 address.
-const fn made_from(address: Address) -> Mac {
+/// The halves of an address.
+fn halves(address: Address) -> (u16, u32) {
     let [a, b, c, d] = address;
-    [2, 0, a, b, c, d]
+    (u16::from_be_bytes([a, b]), u32::from(u16::from_be_bytes([c, d])))
 }
 
 impl Ports {
     /// An empty table for VMs at places below `most`.
     pub fn new(most: usize) -> Ports {
-        let (by_address, by_mac) = (HashTable::new(), HashTable::new());
-        Ports { ports: Places::new(most), by_address, by_mac, hasher: DefaultHashBuilder::default(), count: 0 }
+        let (by_mac, macs) = (HashMap::new(), HashMap::new());
+        Ports { ports: Places::new(most), by_address: HashMap::new(), by_mac, macs, count: 0 }
     }
 
     /// Adds a port, in place of the one that its VM, or an earlier VM at the same place, had.
@@ -166,12 +138,13 @@ impl Ports {
         }
         self.remove(id);
         let port = self.ports.make(id).ok_or(Refusal::Full)?;
-        let queued = port.queued;
-        *port = Port { at, start, mac, state: State::New, queued, address, window, ..Port::VACANT };
-        insert(&mut self.by_address, &self.ports, &self.hasher, id, |port| port.address);
-        if mac != made_from(address) {
-            insert(&mut self.by_mac, &self.ports, &self.hasher, id, |port| port.mac);
+        let state = if mac == usual_mac(address) { State::Usual } else { State::OwnMac };
+        *port = Port { at, start, address, window, state, queued: port.queued };
+        if state == State::OwnMac {
+            self.by_mac.insert(mac, id);
+            self.macs.insert(id, mac);
         }
+        self.set_owner(address, Owner(id));
         self.count += 1;
         Ok(id)
     }
@@ -184,17 +157,21 @@ impl Ports {
     }
 
     fn remove(&mut self, id: PortId) {
-        let Some(Port { mac, address, .. }) = self.get(id).copied() else { return };
-        for (table, hash) in
-            [(&mut self.by_address, self.hasher.hash_one(address)), (&mut self.by_mac, self.hasher.hash_one(mac))]
-        {
-            if let Ok(entry) = table.find_entry(hash, |other| *other == id) {
-                entry.remove();
-            }
+        let Some(port) = self.get_mut(id) else { return };
+        let Port { address, queued, .. } = *port;
+        *port = Port { queued, ..Port::VACANT };
+        self.set_owner(address, Owner::NOBODY);
+        if let Some(mac) = self.macs.remove(&id) {
+            self.by_mac.remove(&mac);
         }
-        if let Some(port) = self.ports.get_mut(id) {
-            *port = Port { queued: port.queued, ..Port::VACANT };
-            self.count -= 1;
+        self.count -= 1;
+    }
+
+    fn set_owner(&mut self, address: Address, owner: Owner) {
+        let (network, host) = halves(address);
+        let hosts = self.by_address.entry(network).or_insert_with(|| Places::new(1 << u16::BITS));
+        if let Some(known) = hosts.make(host) {
+            *known = owner;
         }
     }
 
@@ -213,6 +190,16 @@ impl Ports {
         Some(u64::from(self.get(id)?.start) << PLACE_BITS | u64::from(id))
     }
 
+    /// The addresses of a port's VM.
+    pub fn addresses(&self, id: PortId) -> Option<(Mac, Address)> {
+        let Port { state, address, .. } = *self.get(id)?;
+        let mac = match state {
+            State::OwnMac => *self.macs.get(&id)?,
+            _ => usual_mac(address),
+        };
+        Some((mac, address))
+    }
+
     /// The port of a VM.
     pub fn by_vm(&self, vm: VmNumber) -> Option<PortId> {
         let id = place(vm);
@@ -223,21 +210,17 @@ impl Ports {
     pub fn by_mac(&self, mac: Mac) -> Option<PortId> {
         if let [2, 0, a, b, c, d] = mac
             && let Some(id) = self.by_address([a, b, c, d])
-            && self.get(id).is_some_and(|port| port.mac == mac)
+            && self.get(id).is_some_and(|port| port.state == State::Usual)
         {
             return Some(id);
         }
-        self.find(&self.by_mac, mac, |port| port.mac)
+        self.by_mac.get(&mac).copied()
     }
 
     /// The port with an IPv4 address.
     pub fn by_address(&self, address: Address) -> Option<PortId> {
-        self.find(&self.by_address, address, |port| port.address)
-    }
-
-    fn find<K: Hash + Eq>(&self, table: &HashTable<PortId>, key: K, of: impl Fn(&Port) -> K) -> Option<PortId> {
-        let hash = self.hasher.hash_one(&key);
-        table.find(hash, |id| self.get(*id).is_some_and(|port| of(port) == key)).copied()
+        let (network, host) = halves(address);
+        self.by_address.get(&network)?.get(host)?.port()
     }
 
     /// Marks a place as waiting in a queue. `false` if it does already.
@@ -263,18 +246,6 @@ impl Ports {
     }
 }
 
-/// Adds a place to a hash table.
-fn insert<K: Hash>(
-    table: &mut HashTable<PortId>,
-    ports: &Places<Port>,
-    hasher: &DefaultHashBuilder,
-    id: PortId,
-    of: impl Fn(&Port) -> K,
-) {
-    let hash = |id: &PortId| ports.get(*id).map_or(0, |port| hasher.hash_one(of(port)));
-    table.insert_unique(hash(&id), id, hash);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -297,8 +268,8 @@ mod tests {
 
     #[test]
     fn a_port_is_small() {
-        // 65 for the port and its part of the table, 11 at most in the hash table.
-        assert_eq!((size_of::<Port>(), PORT_COST), (64, 76));
+        // 28 for the port, 4 for its place at its address, and its parts of both tables.
+        assert_eq!((size_of::<Port>(), PORT_COST), (28, 34));
     }
 
     #[test]
@@ -369,12 +340,13 @@ mod tests {
                     ports.detach(vm);
                     prop_assert_eq!(ports.by_vm(vm), None);
                 }
-                let there: Vec<_> = (0..6).filter_map(|id| Some((id, *ports.get(id)?))).collect();
-                prop_assert_eq!((there.len(), ports.by_address.len()), (ports.len(), ports.len()));
-                let made = there.iter().filter(|(_, port)| port.mac == made_from(port.address)).count();
-                prop_assert_eq!(made + ports.by_mac.len(), ports.len());
-                for (id, port) in there {
-                    prop_assert_eq!((ports.by_mac(port.mac), ports.by_address(port.address)), (Some(id), Some(id)));
+                let there: Vec<_> = (0..6).filter_map(|id| Some((id, ports.addresses(id)?))).collect();
+                let owners = (0..6).filter(|last| ports.by_address([10, 0, 2, *last]).is_some()).count();
+                prop_assert_eq!((there.len(), owners), (ports.len(), ports.len()));
+                let made = there.iter().filter(|(_, (mac, address))| *mac == usual_mac(*address)).count();
+                prop_assert_eq!((made + ports.by_mac.len(), ports.macs.len()), (ports.len(), ports.by_mac.len()));
+                for (id, (mac, address)) in there {
+                    prop_assert_eq!((ports.by_mac(mac), ports.by_address(address)), (Some(id), Some(id)));
                     prop_assert_eq!(ports.by_vm(ports.vm(id).unwrap()), Some(id));
                 }
             }

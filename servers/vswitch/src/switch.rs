@@ -20,9 +20,9 @@ mod pager;
 
 use crate::{
     away::Waits,
-    header::{Header, LOOK, Mac},
+    header::{ARP_REPLY, Header, LOOK, Mac},
     memory::{Copy, Fate, Memory, Outcome, Place},
-    ports::{Counters, Port, PortId, Ports, Refusal},
+    ports::{PortId, Ports, Refusal},
     queue::{Own, Page, SEND_PART, WHOLE, Window},
     uplink::{State, Uplink},
 };
@@ -52,6 +52,8 @@ pub const SCRATCH: usize = HELD + crate::away::HELD * crate::away::BUFFER;
 #[derive(Debug)]
 struct Turn {
     port: PortId,
+    /// Its indices, among those of the round; `None` if its queue page could not be read.
+    known: Option<usize>,
     /// It has more packets than were looked at.
     more: bool,
     /// One of its packets waits for the uplink, and so do those after it.
@@ -68,6 +70,8 @@ struct Turn {
 #[derive(Debug)]
 struct Receiver {
     port: PortId,
+    /// Its indices, among those of the round; `None` if its queue page was not read.
+    known: Option<usize>,
     /// It is not in memory: what is for it is held.
     deaf: bool,
     /// Its queue page cannot be had.
@@ -85,7 +89,17 @@ struct Receiver {
 
 impl Receiver {
     const fn new(port: PortId, deaf: bool) -> Receiver {
-        Receiver { port, deaf, broken: false, dropped: false, planned: 0, filled: 0, holding: 0, blocked: false }
+        Receiver {
+            port,
+            known: None,
+            deaf,
+            broken: false,
+            dropped: false,
+            planned: 0,
+            filled: 0,
+            holding: 0,
+            blocked: false,
+        }
     }
 }
 
@@ -119,6 +133,8 @@ enum Origin {
     Uplink,
     /// From a buffer in which it was held.
     Held,
+    /// From the switch itself: an answer.
+    Switch,
 }
 
 /// A packet on its way.
@@ -140,7 +156,7 @@ impl Packet {
     }
 }
 
-/// What was lost between the network and the VMs, beside what the ports count.
+/// What was lost between the network and the VMs, beside what the VMs' queue pages count.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Lost {
     /// Packets from the network for nobody here.
@@ -151,6 +167,8 @@ pub struct Lost {
     pub forged: u64,
     /// Packets for the network while there was no driver.
     pub no_uplink: u64,
+    /// Answers to the network for which it had no room.
+    pub answers: u64,
 }
 
 /// The switch.
@@ -162,6 +180,8 @@ pub struct Switch {
     /// Ports with something to send; those that wait for the uplink.
     ready: VecDeque<PortId>,
     stalled: VecDeque<PortId>,
+    /// Those that would wait for the pager, but too many do already.
+    crowd: VecDeque<PortId>,
     waits: Waits,
     /// When those that wait are looked at again.
     look_at: u64,
@@ -172,6 +192,8 @@ pub struct Switch {
 /// The round at work; empty between rounds, kept for its memory.
 #[derive(Debug, Default)]
 struct Round {
+    /// The indices of all VMs whose queue pages were read.
+    known: Vec<(PortId, Own)>,
     turns: Vec<Turn>,
     packets: Vec<Packet>,
     receivers: Vec<Receiver>,
@@ -194,6 +216,7 @@ impl Switch {
             uplink,
             ready: VecDeque::new(),
             stalled: VecDeque::new(),
+            crowd: VecDeque::new(),
             waits: Waits::new(),
             look_at: protocol::abi::NEVER,
             lost: Lost::default(),
@@ -228,9 +251,9 @@ impl Switch {
         })
     }
 
-    /// What a VM's port counted.
-    pub fn counters(&self, vm: VmNumber) -> Option<Counters> {
-        Some(self.ports.get(self.ports.by_vm(vm)?)?.counters)
+    /// Whether a VM has a port.
+    pub fn is_attached(&self, vm: VmNumber) -> bool {
+        self.ports.by_vm(vm).is_some()
     }
 
     /// What was lost otherwise.
@@ -269,6 +292,32 @@ impl Switch {
         }
     }
 
+    /// Lets some go on for which there was no room among those that wait for the pager, if there is now.
+    fn wake_crowd(&mut self) {
+        for _ in 0..TURNS.min(self.waits.room()) {
+            let Some(id) = self.crowd.pop_front() else {
+                break;
+            };
+            self.ready.push_back(id);
+        }
+    }
+
+    /// The place among the round's indices of a port whose queue page was read. The switch keeps none between rounds: they stand in
+    /// the page, and a VM that changes them there harms only itself. What could not be written there counts first.
+    fn know(&mut self, id: PortId, page: Own) -> usize {
+        let known = &mut self.round.known;
+        known.iter().position(|(port, _)| *port == id).unwrap_or_else(|| {
+            let own = self.waits.get_mut(id).map_or(page, |wait| wait.know(page));
+            known.push((id, own));
+            known.len() - 1
+        })
+    }
+
+    /// Indices that are known in this round.
+    fn own(&mut self, known: Option<usize>) -> Option<&mut Own> {
+        self.round.known.get_mut(known?).map(|(_, own)| own)
+    }
+
     fn is_done(&self, copy: usize) -> bool {
         self.round.fates.get(copy) == Some(&Fate::Done)
     }
@@ -279,36 +328,64 @@ impl Switch {
         if count == 0 {
             return false;
         }
+        let (room, mut answers) = (self.uplink.room(), 0);
         for ahead in 0..count {
             let mut header = [0; LOOK];
-            match self.uplink.look(ahead, &mut header) {
-                Some((length, place, look)) => {
-                    let way = self.way_in(Header::read(&header[..look]));
-                    self.round.packets.push(Packet::new(Origin::Uplink, Place::Uplink(place), length, way));
+            let Some((length, place, look)) = self.uplink.look(ahead, &mut header) else {
+                self.lost.forged += 1;
+                continue;
+            };
+            let header = Header::read(&header[..look]);
+            let packet = match header.and_then(|header| self.answer_in(&header)) {
+                Some(_) if answers >= room => {
+                    self.lost.answers += 1;
+                    continue;
                 }
-                None => self.lost.forged += 1,
-            }
+                Some(answer) => {
+                    let offset = HEADERS + self.round.packets.len() * LOOK;
+                    memory.scratch()[offset..][..ARP_REPLY].copy_from_slice(&answer);
+                    answers += 1;
+                    Packet::new(Origin::Switch, Place::Scratch(offset), ARP_REPLY, Way::Uplink(answers - 1))
+                }
+                None => Packet::new(Origin::Uplink, Place::Uplink(place), length, self.way_in(header)),
+            };
+            self.round.packets.push(packet);
         }
         self.deliver(memory);
         self.uplink.take(count);
         true
     }
 
-    /// The way of a packet from the network.
+    /// The answer to a packet from the network that asks for the address of a VM. The VM is not touched for it.
+    fn answer_in(&self, header: &Header) -> Option<[u8; ARP_REPLY]> {
+        let port = self.asked_for(header)?;
+        let (mac, address) = self.ports.addresses(port)?;
+        let for_it = header.is_multicast() || header.destination == mac;
+        // Neither in the name of a VM, nor so that the answer goes to somebody who has not asked.
+        let honest = self.ports.by_mac(header.source).is_none() && header.is_from_asker();
+        if for_it && honest { header.arp_reply(mac, address) } else { None }
+    }
+
+    /// The port whose address an ARP request asks for.
+    fn asked_for(&self, header: &Header) -> Option<PortId> {
+        header.asks_for().and_then(|address| self.ports.by_address(address))
+    }
+
+    /// The way of a packet from the network that the switch does not answer.
     fn way_in(&mut self, header: Option<Header>) -> Way {
-        let Some(header) = header.filter(|header| self.ports.by_mac(header.source).is_none()) else {
+        let known = |header: &Header| self.ports.by_mac(header.source).is_some() || self.asked_for(header).is_some();
+        let Some(header) = header.filter(|header| !known(header)) else {
             self.lost.forged += 1;
             return Way::Nobody;
         };
-        let port = match header.is_multicast() {
-            true => header.asks_for().and_then(|address| self.ports.by_address(address)),
-            false => self.ports.by_mac(header.destination),
-        };
-        match port {
+        if header.is_multicast() {
+            self.lost.multicast += 1;
+            return Way::Nobody;
+        }
+        match self.ports.by_mac(header.destination) {
             Some(port) => Way::Vm(self.receiver(port)),
             None => {
-                self.lost.multicast += u64::from(header.is_multicast());
-                self.lost.unknown += u64::from(!header.is_multicast());
+                self.lost.unknown += 1;
                 Way::Nobody
             }
         }
@@ -329,6 +406,7 @@ impl Switch {
         self.look(memory);
         let released = self.release(memory);
         self.wake_stalled();
+        self.wake_crowd();
         self.begin_turns(memory);
         if self.round.turns.is_empty() {
             return released;
@@ -359,6 +437,7 @@ impl Switch {
             self.round.copies.push(Copy { from, to, length: SEND_PART });
             self.round.turns.push(Turn {
                 port: id,
+                known: None,
                 more: false,
                 stalled: false,
                 away: false,
@@ -377,33 +456,39 @@ impl Switch {
 
     /// Finds the packets, and reads their first bytes (step 2).
     fn collect(&mut self, memory: &mut impl Memory) {
-        let Round { turns, packets, copies, fates, .. } = &mut self.round;
+        let mut turns = core::mem::take(&mut self.round.turns);
         for (index, turn) in turns.iter_mut().enumerate() {
-            let fate = fates.get(index).copied();
+            let fate = self.round.fates.get(index).copied();
             turn.away = fate == Some(Fate::SourceAway);
             let vm = self.ports.vm(turn.port).unwrap_or_default();
-            let Some(port) = self.ports.get_mut(turn.port).filter(|_| fate == Some(Fate::Done)) else {
+            let Some((at, window)) = self.ports.get(turn.port).map(|port| (port.at, port.window)) else {
                 continue;
             };
+            if fate != Some(Fate::Done) {
+                continue;
+            }
             let page = Page(&memory.scratch()[SENDERS + index * SEND_PART..][..SEND_PART]);
-            let (at, window) = (port.at, port.window);
-            let own = port.know(page.own());
+            turn.known = Some(self.know(turn.port, page.own()));
+            let Some(own) = self.own(turn.known) else {
+                continue;
+            };
             let Some(unsent) = page.unsent(own.taken) else {
                 // The index makes no sense: all that it stands for is refused.
                 own.taken = page.filled();
                 own.refused = own.refused.wrapping_add(1);
-                port.counters.refused = port.counters.refused.wrapping_add(1);
                 turn.taken = 1;
                 continue;
             };
+            let taken = own.taken;
             turn.more = unsent as usize > PACKETS;
             for ahead in 0..unsent.min(PACKETS as u32) {
-                let entry = page.send(own.taken.wrapping_add(ahead), window);
+                let entry = page.send(taken.wrapping_add(ahead), window);
                 let (way, address, length) = match entry {
                     Some(entry) => (Way::Nobody, entry.address, entry.length as usize),
                     None => (Way::Refused, 0, 0),
                 };
                 let from = Place::Vm { vm, at, address };
+                let Round { packets, copies, .. } = &mut self.round;
                 if entry.is_some() {
                     let to = Place::Scratch(HEADERS + packets.len() * LOOK);
                     copies.push(Copy { from, to, length: length.min(LOOK) });
@@ -411,6 +496,7 @@ impl Switch {
                 packets.push(Packet::new(Origin::Turn(index), from, length, way));
             }
         }
+        self.round.turns = turns;
         self.copy(memory);
     }
 
@@ -436,6 +522,14 @@ impl Switch {
                 self.round.packets[index].way = Way::Later;
                 continue;
             }
+            if let Some(answer) = header.as_ref().and_then(|header| self.answer_out(port, header)) {
+                // The request becomes its answer, and the sender the receiver.
+                memory.scratch()[HEADERS + index * LOOK..][..ARP_REPLY].copy_from_slice(&answer);
+                let way = Way::Vm(self.receiver(port));
+                let packet = &mut self.round.packets[index];
+                (packet.length, packet.way) = (ARP_REPLY, way);
+                continue;
+            }
             self.round.packets[index].way = match self.way_out(port, header) {
                 Way::Uplink(_) if self.uplink.state() == State::Absent => {
                     self.lost.no_uplink += 1;
@@ -455,19 +549,27 @@ impl Switch {
         }
     }
 
-    /// The way of a VM's packet.
+    /// Whether a VM may send this.
+    fn may_send(&self, sender: PortId, header: &Header) -> bool {
+        self.ports.addresses(sender).is_some_and(|(mac, address)| header.is_from(mac, address))
+    }
+
+    /// The answer to a VM's packet that asks for the address of another VM. Nobody else is touched for it.
+    fn answer_out(&self, sender: PortId, header: &Header) -> Option<[u8; ARP_REPLY]> {
+        let port = self.asked_for(header).filter(|port| *port != sender && self.may_send(sender, header))?;
+        let (mac, address) = self.ports.addresses(port)?;
+        header.arp_reply(mac, address)
+    }
+
+    /// The way of a VM's packet that the switch does not answer.
     fn way_out(&mut self, sender: PortId, header: Option<Header>) -> Way {
-        let allowed = |port: &Port, header: &Header| header.is_from(port.mac, port.address);
-        let port = self.ports.get(sender);
-        let Some(header) = header.filter(|header| port.is_some_and(|port| allowed(port, header))) else {
+        let Some(header) = header.filter(|header| self.may_send(sender, header)) else {
             return Way::Refused;
         };
-        let receiver = match header.is_multicast() {
-            true => header.asks_for().and_then(|address| self.ports.by_address(address)),
-            false => self.ports.by_mac(header.destination),
-        };
+        // What is for more than one goes to the network alone: no VM gets what it has not asked for.
+        let receiver = if header.is_multicast() { None } else { self.ports.by_mac(header.destination) };
         match receiver {
-            // A VM that talks to itself needs no network for it; a probe for its own address has no answer.
+            // A VM that talks to itself needs no network for it.
             Some(port) if port == sender => Way::Nobody,
             Some(port) => Way::Vm(self.receiver(port)),
             None => Way::Uplink(0),
@@ -485,7 +587,11 @@ impl Switch {
                 wait.sends = true;
             } else if self.ports.begin_wait(turn.port) {
                 // It may have been queued again by `attach`; a place is never in two queues.
-                let queue = if turn.stalled { &mut self.stalled } else { &mut self.ready };
+                let queue = match turn {
+                    Turn { stalled: true, .. } => &mut self.stalled,
+                    Turn { away: true, .. } => &mut self.crowd,
+                    _ => &mut self.ready,
+                };
                 queue.push_back(turn.port);
             }
         }

@@ -143,7 +143,12 @@ struct Asking {
 impl Lan {
     /// A host with this address in a network with this prefix length.
     pub fn open(own: Ipv4Addr, prefix: u8) -> Result<Lan> {
-        let mut device = Cable { wire: Wire::open()?, link: Link::new(own), arrived: VecDeque::new() };
+        Ok(Lan::on(Wire::open()?, own, prefix))
+    }
+
+    /// The same at the end of a cable that is there already.
+    pub fn on(wire: Wire, own: Ipv4Addr, prefix: u8) -> Lan {
+        let mut device = Cable { wire, link: Link::new(own), arrived: VecDeque::new() };
         let mut config = Config::new(HardwareAddress::Ip);
         config.random_seed = u64::from(std::process::id());
         let mut interface = Interface::new(config, &mut device, Time::from_millis(0));
@@ -152,7 +157,7 @@ impl Lan {
             let _ = addresses.push(IpCidr::new(IpAddress::Ipv4(own), prefix));
         });
         let sockets = SocketSet::new(Vec::new());
-        Ok(Lan { device, interface, sockets, started: Instant::now(), port: FIRST_PORT, closing: Vec::new() })
+        Lan { device, interface, sockets, started: Instant::now(), port: FIRST_PORT, closing: Vec::new() }
     }
 
     /// What the machine's NIC has to be connected to.

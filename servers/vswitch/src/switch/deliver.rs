@@ -26,6 +26,7 @@ impl Switch {
         self.commit(now);
         self.write_lengths(memory);
         self.write_indices(memory);
+        self.keep_owed();
         self.round.packets.clear();
         self.round.receivers.clear();
     }
@@ -41,14 +42,13 @@ impl Switch {
             self.round.copies.push(Copy { from: self.place(id, address), to, length: WHOLE });
         }
         self.copy(memory);
-        let mut fates = self.round.fates.iter().copied();
-        for (index, receiver) in self.round.receivers.iter_mut().enumerate().filter(|(_, receiver)| !receiver.deaf) {
-            match fates.next() {
+        let mut receivers = core::mem::take(&mut self.round.receivers);
+        let read = receivers.iter_mut().enumerate().filter(|(_, receiver)| !receiver.deaf);
+        for (copy, (index, receiver)) in read.enumerate() {
+            match self.round.fates.get(copy) {
                 Some(Fate::Done) => {
                     let page = Page(&memory.scratch()[RECEIVERS + index * WHOLE..][..WHOLE]);
-                    if let Some(port) = self.ports.get_mut(receiver.port) {
-                        port.know(page.own());
-                    }
+                    receiver.known = Some(self.know(receiver.port, page.own()));
                 }
                 Some(Fate::SourceAway) => {
                     receiver.deaf = true;
@@ -58,6 +58,7 @@ impl Switch {
                 _ => receiver.broken = true,
             }
         }
+        self.round.receivers = receivers;
     }
 
     /// Plans step 4: the copies of each packet.
@@ -126,14 +127,14 @@ impl Switch {
 
     /// The next free buffer of a receiver.
     fn buffer(&mut self, place: usize, length: usize, memory: &mut impl Memory) -> Option<Place> {
+        let arrived = self.own(self.round.receivers[place].known)?.arrived;
         let receiver = &mut self.round.receivers[place];
-        let port = self.ports.get(receiver.port).filter(|_| !receiver.broken)?;
-        let own = port.own()?;
+        let window = self.ports.get(receiver.port)?.window;
         let page = Page(&memory.scratch()[RECEIVERS + place * WHOLE..][..WHOLE]);
-        if page.offered(own.arrived) <= receiver.planned {
+        if page.offered(arrived) <= receiver.planned {
             return None;
         }
-        let entry = page.receive(own.arrived.wrapping_add(receiver.planned), length, port.window)?;
+        let entry = page.receive(arrived.wrapping_add(receiver.planned), length, window)?;
         receiver.planned += 1;
         let id = receiver.port;
         Some(self.place(id, entry.address))
@@ -208,7 +209,7 @@ impl Switch {
                     self.round.turns[turn].away |= fate == Fate::SourceAway;
                 }
                 (Origin::Uplink, Way::Vm(place)) if gap => self.drop_for(place),
-                (Origin::Held, _) if gap => {}
+                (Origin::Held | Origin::Switch, _) if gap => {}
                 (_, Way::Vm(place)) => {
                     match fate {
                         Fate::Done => self.arrived(place, length),
@@ -246,7 +247,7 @@ impl Switch {
         match origin {
             Origin::Turn(turn) => self.taken(Some(turn), sent),
             Origin::Held => self.waits.release(self.round.receivers[place].port),
-            Origin::Uplink => {}
+            Origin::Uplink | Origin::Switch => {}
         }
     }
 
@@ -256,14 +257,10 @@ impl Switch {
             return;
         };
         turn.taken += 1;
-        if let Some(port) = self.ports.get_mut(turn.port) {
-            let (counted, refused) = (u32::from(sent), u32::from(!sent));
-            port.counters.sent = port.counters.sent.wrapping_add(counted);
-            port.counters.refused = port.counters.refused.wrapping_add(refused);
-            if let Some(own) = port.own_mut() {
-                own.taken = own.taken.wrapping_add(1);
-                own.refused = own.refused.wrapping_add(refused);
-            }
+        let known = turn.known;
+        if let Some(own) = self.own(known) {
+            own.taken = own.taken.wrapping_add(1);
+            own.refused = own.refused.wrapping_add(u32::from(!sent));
         }
     }
 
@@ -271,20 +268,23 @@ impl Switch {
     fn arrived(&mut self, place: usize, length: usize) {
         let receiver = &mut self.round.receivers[place];
         receiver.filled += 1;
-        if let Some(port) = self.ports.get_mut(receiver.port) {
-            port.counters.received = port.counters.received.wrapping_add(1);
-            if let Some(own) = port.own_mut() {
-                self.round.lengths.push((receiver.port, own.arrived, length as u32));
-                own.arrived = own.arrived.wrapping_add(1);
-            }
+        let Receiver { port, known, .. } = *receiver;
+        if let Some(own) = self.own(known) {
+            let entry = own.arrived;
+            own.arrived = entry.wrapping_add(1);
+            self.round.lengths.push((port, entry, length as u32));
         }
     }
 
+    /// A packet for a receiver is lost.
     fn drop_for(&mut self, place: usize) {
         let receiver = &mut self.round.receivers[place];
         receiver.dropped = true;
-        if let Some(port) = self.ports.get_mut(receiver.port) {
-            port.drop_one();
+        let Receiver { port, known, .. } = *receiver;
+        if let Some(own) = self.own(known) {
+            own.dropped = own.dropped.wrapping_add(1);
+        } else if let Some(wait) = self.waits.get_mut(port) {
+            wait.drop_one();
         }
     }
 
@@ -321,19 +321,22 @@ impl Switch {
         // Once each: a VM that both sends and receives is told once.
         changed.sort_unstable_by_key(|(port, told)| (*port, !*told));
         changed.dedup_by_key(|(port, _)| *port);
-        changed.retain(|(id, told)| match self.waits.get_mut(*id) {
-            // It is not there, or lacks lengths: it gets them, and is told, when it is back.
-            Some(wait) if !wait.lengths.is_empty() || !wait.back && wait.deaf && !*told => {
-                wait.owes = true;
-                wait.raise |= *told;
-                false
+        changed.retain(|(id, told)| {
+            let known = self.round.known.iter().any(|(known, _)| known == id);
+            match self.waits.get_mut(*id) {
+                // It is not there, or lacks lengths: it gets them, and is told, when it is back.
+                Some(wait) if !known || !wait.lengths.is_empty() || !wait.back && wait.deaf && !*told => {
+                    wait.owes = true;
+                    wait.raise |= *told;
+                    false
+                }
+                _ => known && self.ports.get(*id).is_some(),
             }
-            _ => self.ports.get(*id).is_some_and(|port| port.own().is_some()),
         });
         for (index, (id, _)) in changed.iter().enumerate() {
             let Some(port) = self.ports.get(*id) else { continue };
             let offset = INDICES + index * Own::LENGTH;
-            let own = port.own().unwrap_or_default();
+            let own = self.round.known.iter().find(|(known, _)| known == id).map(|(_, own)| *own).unwrap_or_default();
             memory.scratch()[offset..offset + Own::LENGTH].copy_from_slice(&own.to_bytes());
             let to = self.place(*id, port.window.address().wrapping_add(SWITCH_INDICES as u64));
             self.round.copies.push(Copy { from: Place::Scratch(offset), to, length: Own::LENGTH });
@@ -347,6 +350,11 @@ impl Switch {
                         wait.raise |= told;
                     }
                 }
+                Some(Fate::DestinationFailed) => {
+                    // It would send the same again and again.
+                    let turns = self.round.turns.iter_mut().filter(|turn| turn.port == *id);
+                    turns.for_each(|turn| (turn.more, turn.blocked) = (false, false));
+                }
                 _ if *told => self.tell(memory, *id),
                 _ => {}
             }
@@ -354,9 +362,18 @@ impl Switch {
         changed.clear();
         self.round.changed = changed;
     }
+
+    /// Keeps the indices of VMs that are waited for until the wait is over: those in their queue pages may be old.
+    fn keep_owed(&mut self) {
+        for (id, own) in self.round.known.drain(..) {
+            if let Some(wait) = self.waits.get_mut(id) {
+                wait.own = Some(own);
+            }
+        }
+    }
 }
 
-/// How many bytes of a packet the switch has looked at and has itself: those of a VM's.
+/// How many bytes of a packet the switch has itself: those of a VM's that it has looked at, and all of its own.
 fn look(packet: &Packet) -> Option<usize> {
-    matches!(packet.origin, Origin::Turn(_)).then(|| packet.length.min(LOOK))
+    matches!(packet.origin, Origin::Turn(_) | Origin::Switch).then(|| packet.length.min(LOOK))
 }

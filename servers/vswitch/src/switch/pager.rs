@@ -51,9 +51,13 @@ impl Switch {
                 let Place::Vm { vm, at, address } = place else { continue };
                 if asked {
                     let write = away == Fate::DestinationAway;
-                    match self.bring(memory, Need { vm: *vm, address: *address, length: copy.length as u32, write }) {
+                    let need = Need { vm: *vm, address: *address, length: copy.length as u32, write };
+                    match self.bring(memory, need) {
                         Answer::Here(now) => *at = now,
-                        Answer::Later => return away,
+                        Answer::Later => {
+                            self.wait_for(memory, need, !write);
+                            return away;
+                        }
                         Answer::Never => return failed,
                     }
                 }
@@ -66,11 +70,11 @@ impl Switch {
             (Outcome::Done, ..) => Fate::Done,
             // What is brought is gone at once, again and again: some time later, perhaps.
             (Outcome::SourceMissing | Outcome::Gone, Place::Vm { vm, address, .. }, _) => {
-                self.wait_for(memory, Need { vm, address, length: copy.length as u32, write: false });
+                self.wait_for(memory, Need { vm, address, length: copy.length as u32, write: false }, true);
                 Fate::SourceAway
             }
             (Outcome::DestinationMissing | Outcome::Gone, _, Place::Vm { vm, address, .. }) => {
-                self.wait_for(memory, Need { vm, address, length: copy.length as u32, write: true });
+                self.wait_for(memory, Need { vm, address, length: copy.length as u32, write: true }, false);
                 Fate::DestinationAway
             }
             (_, Place::Vm { .. }, _) => Fate::SourceFailed,
@@ -78,24 +82,24 @@ impl Switch {
         }
     }
 
-    /// Asks the pager, and notes what it says.
+    /// Asks the pager, and notes where it says that the VM is.
     fn bring(&mut self, memory: &mut impl Memory, need: Need) -> Answer {
         let answer = memory.bring(need);
-        match answer {
-            Answer::Here(at) => {
-                if let Some(port) = self.ports.by_vm(need.vm).and_then(|id| self.ports.get_mut(id)) {
-                    port.at = at;
-                }
-            }
-            Answer::Later => self.wait_for(memory, need),
-            Answer::Never => {}
+        if let Answer::Here(at) = answer
+            && let Some(port) = self.ports.by_vm(need.vm).and_then(|id| self.ports.get_mut(id))
+        {
+            port.at = at;
         }
         answer
     }
 
-    fn wait_for(&mut self, memory: &mut impl Memory, need: Need) {
+    /// A VM waits for the pager from now on; `if_room`: unless too many do already.
+    fn wait_for(&mut self, memory: &mut impl Memory, need: Need, if_room: bool) {
         let now = memory.now();
         if let Some(id) = self.ports.by_vm(need.vm) {
+            if if_room && self.waits.room() == 0 && self.waits.get(id).is_none() {
+                return;
+            }
             self.waits.begin(id, need, now);
             self.look_at = self.look_at.min(now.saturating_add(LOOK_EVERY));
         }
@@ -117,7 +121,7 @@ impl Switch {
                 Answer::Never => return,
             }
         }
-        self.wait_for(memory, need);
+        self.wait_for(memory, need, false);
         if let Some(wait) = self.waits.get_mut(id) {
             wait.raise = true;
         }
@@ -154,8 +158,8 @@ impl Switch {
             let Some(need) = self.waits.get(id).map(|wait| wait.need) else { continue };
             match self.bring(memory, need) {
                 Answer::Here(_) => self.waits.brought(id),
-                Answer::Later => {}
-                Answer::Never => self.forget(id),
+                Answer::Later => self.wait_for(memory, need, false),
+                Answer::Never => drop(self.waits.remove(id)),
             }
         }
         for id in old {
@@ -167,19 +171,10 @@ impl Switch {
         self.look_at = if self.waits.is_empty() { NEVER } else { now.saturating_add(LOOK_EVERY) };
     }
 
-    /// The VM of a port will never be back.
-    fn forget(&mut self, id: PortId) {
-        let held = self.waits.remove(id).map_or(0, |(_, held)| held);
-        (0..held).for_each(|_| self.drop_held(id));
-    }
-
     /// A packet that was held is lost.
     fn drop_held(&mut self, id: PortId) {
-        if let Some(port) = self.ports.get_mut(id) {
-            port.drop_one();
-        }
         if let Some(wait) = self.waits.get_mut(id) {
-            wait.owes = true;
+            wait.drop_one();
         }
     }
 
@@ -215,7 +210,7 @@ impl Switch {
                 // There was a gap.
                 Some(wait) if !wait.held.is_empty() => self.waits.brought(*id),
                 _ => {
-                    if let Some((wait, _)) = self.waits.remove(*id)
+                    if let Some(wait) = self.waits.remove(*id)
                         && wait.sends
                     {
                         self.enqueue(*id);

@@ -76,8 +76,7 @@ fn only_so_many_are_held_the_oldest_of_them() {
     bench.world.leave(16);
     (0..20).for_each(|length| bench.put(15, &between(15, 16, 100 + length)));
     bench.run();
-    let counters = bench.switch.counters(vm(16)).unwrap();
-    assert_eq!((counters.dropped as usize, bench.own(15).taken), (20 - HELD_EACH, 20));
+    assert_eq!((bench.dropped(16) as usize, bench.own(15).taken), (20 - HELD_EACH, 20));
     assert_eq!(bench.own(16).dropped, 0, "it is told when it is back");
     bench.bring();
     let kept: Vec<_> = (0..HELD_EACH).map(|length| between(15, 16, 100 + length)).collect();
@@ -88,7 +87,7 @@ fn only_so_many_are_held_the_oldest_of_them() {
         (0..8).for_each(|length| bench.arrive(&inward(number, 100 + length)));
         bench.run();
     }
-    let dropped = |bench: &Bench| (17..=60).map(|n| bench.switch.counters(vm(n)).unwrap().dropped).sum::<u32>();
+    let dropped = |bench: &Bench| (17..=60).map(|number| bench.dropped(number)).sum::<u32>();
     assert_eq!(dropped(&bench) as usize, 44 * 8 - crate::away::HELD);
     bench.bring();
     let received: usize = (17..=60).map(|number| bench.received(number).len()).sum();
@@ -111,7 +110,7 @@ fn a_packet_is_held_for_so_long_and_no_longer() {
     bench.world.now += HOLD / 2;
     assert!(bench.switch.next_look() <= bench.world.now);
     bench.run();
-    assert_eq!(bench.switch.counters(vm(16)).unwrap().dropped, 1);
+    assert_eq!(bench.dropped(16), 1);
     bench.bring();
     assert_eq!((bench.received(16), bench.own(16).dropped), (vec![between(15, 16, 101)], 1));
 }
@@ -143,14 +142,14 @@ fn a_vm_that_will_never_be_back_is_forgotten() {
     bench.world.vms.remove(&16);
     bench.world.now += ASK_AGAIN;
     bench.run();
-    assert_eq!((bench.switch.counters(vm(16)).unwrap().dropped, bench.switch.waits.is_empty()), (1, true));
+    assert!(bench.switch.waits.is_empty());
     // Detached while something is held for it: the buffers are free again.
     let mut bench = slow([15, 16]);
     for _ in 0..2 * crate::away::HELD / HELD_EACH {
         bench.world.leave(16);
         (0..HELD_EACH).for_each(|_| bench.arrive(&inward(16, 100)));
         bench.run();
-        assert_eq!(bench.switch.counters(vm(16)).unwrap().dropped, 0);
+        assert_eq!(bench.dropped(16), 0);
         assert!(bench.switch.detach(vm(16)));
         bench.attach(16);
     }
@@ -239,6 +238,27 @@ fn lengths_and_indices_reach_a_vm_that_left_in_between() {
 }
 
 #[test]
+fn what_a_vm_is_owed_is_kept_when_it_leaves_again() {
+    let mut bench = slow([15, 16]);
+    bench.put(15, &between(15, 16, 100));
+    let mut hit = false;
+    bench.world.trap = Some(Box::new(move |copy, missing, _| {
+        if goes(copy, &(INDICES..HELD), 16) && !core::mem::replace(&mut hit, true) {
+            missing.insert((16, QUEUE));
+        }
+    }));
+    bench.run();
+    // It is back, but its queue page is gone again before anybody could look.
+    let brought = bench.world.bring_all();
+    bench.world.missing.insert((16, QUEUE));
+    brought.into_iter().for_each(|vm| bench.switch.brought(vm));
+    bench.run();
+    assert!(bench.received(16).is_empty() && !bench.world.told.contains(&16));
+    bench.bring();
+    assert_eq!((bench.received(16), bench.world.told.contains(&16)), (vec![between(15, 16, 100)], true));
+}
+
+#[test]
 fn a_vm_that_leaves_before_it_is_told_is_told_later() {
     let mut bench = slow([15, 16]);
     bench.put(16, &between(16, 15, 100));
@@ -268,7 +288,7 @@ fn a_buffer_that_can_never_be_had_costs_one_of_those_held() {
     }
     // The first is lost at once, and leaves a gap: nothing that comes now may overtake the others.
     bench.round();
-    assert_eq!(bench.switch.counters(vm(16)).unwrap().dropped, 1);
+    assert_eq!(bench.dropped(16), 1);
     bench.world.broken.clear();
     bench.arrive(&inward(16, 104));
     bench.run();
@@ -305,6 +325,35 @@ fn a_vm_that_is_nowhere_is_left_in_peace_until_something_is_for_it() {
     bench.run();
     bench.bring();
     assert_eq!(bench.received(16), [between(15, 16, 100)]);
+}
+
+#[test]
+fn only_so_many_are_waited_for_and_the_others_have_their_turn_later() {
+    let mut bench = slow(1..=6);
+    bench.switch.waits = Waits::with_room(2);
+    // Packets for three that are away: the pager is asked for all of them, but packets are held for two only.
+    (1..=3).for_each(|number| bench.world.leave(number));
+    (1..=3).for_each(|number| bench.arrive(&inward(number, 100)));
+    // Two whose packets are not there, and one that is well.
+    for number in [4, 5] {
+        bench.put(number, &between(number, 6, 1514));
+        bench.world.missing.insert((number, (BASE + 0x11000) / 4096));
+    }
+    bench.put(6, &out(6, 101));
+    bench.run();
+    assert_eq!((bench.drive(9), bench.switch.waits.len(), bench.world.asks), (vec![out(6, 101)], 2, 5));
+    assert_eq!((bench.own(4).taken, bench.own(5).taken), (0, 0));
+    bench.bring();
+    let got: Vec<_> = (1..=3).map(|number| bench.received(number).len()).collect();
+    assert_eq!(got, [1, 1, 0]);
+    let mut from: Vec<_> = bench.received(6).iter().map(|packet| packet[11]).collect();
+    from.sort_unstable();
+    assert_eq!((from, bench.switch.crowd.len()), (vec![4, 5], 0));
+    // The one that lost its packet gets the next.
+    bench.arrive(&inward(3, 102));
+    bench.run();
+    bench.bring();
+    assert_eq!(bench.received(3), [inward(3, 102)]);
 }
 
 #[derive(Clone, Debug)]
@@ -426,8 +475,7 @@ proptest! {
             prop_assert_eq!(expected, received + own.dropped as usize, "VM {}: {:?}", number, own);
             prop_assert_eq!(bench.filled.get(&number).copied().unwrap_or(0), own.taken);
             prop_assert_eq!(own.refused, 0);
-            let counters = bench.switch.counters(vm(number)).unwrap();
-            prop_assert_eq!((counters.received as usize, counters.dropped), (received, own.dropped));
+            prop_assert_eq!((own.arrived as usize, bench.dropped(number)), (received, own.dropped));
         }
         let out = sent.iter().filter(|(_, to, _)| *to == 0).count();
         prop_assert_eq!(out, got.get(&0).map_or(0, Vec::len));

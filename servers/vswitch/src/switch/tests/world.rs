@@ -332,6 +332,13 @@ impl Bench {
         Page(&self.world.vms[&number]).own()
     }
 
+    /// Packets for a VM that were lost, whether or not its page says so yet.
+    pub fn dropped(&self, number: u8) -> u32 {
+        let own = self.own(number);
+        let wait = self.switch.ports.by_vm(vm(number)).and_then(|id| self.switch.waits.get(id));
+        wait.map_or(own.dropped, |wait| wait.dropped(own))
+    }
+
     /// The driver sends at most `most` packets.
     pub fn drive(&mut self, most: usize) -> Vec<Vec<u8>> {
         let filled = self.world.uplink.read_u32(offset_of!(RingPage, sent_filled));
