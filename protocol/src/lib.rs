@@ -28,6 +28,7 @@ pub mod layout;
 pub mod memory;
 pub mod nic;
 pub mod note;
+pub mod numbered;
 pub mod registers;
 pub mod text;
 

@@ -2,9 +2,11 @@
 //!
 //! The builder derives it from the system file and checks it; `init` checks again what it relies on.
 
+mod run;
 mod table;
 
-pub use table::{VM_COST, VmTable};
+pub use run::VMS_MAX;
+pub use table::VmTable;
 
 use crate::domain::Band;
 use alloc::{string::String, vec::Vec};
@@ -23,7 +25,9 @@ pub struct Manifest {
     pub name: String,
     /// Servers, in the order in which they are started: every server comes after those it calls.
     pub servers: Vec<Server>,
-    /// VMs that the loader starts at boot.
+    /// VMs that the loader starts at boot; at most [`VMS_MAX`]. VMs that differ from the one before only in that the number at the end of the
+    /// name, the address and the MAC address made from it count on are written as one (`manifest/run.rs`).
+    #[serde(with = "run")]
     pub vms: Vec<Vm>,
     /// The VMs' network.
     pub network: Network,
@@ -201,7 +205,7 @@ pub struct Network {
 }
 
 /// A VM started at boot.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Vm {
     /// Name, unique, at most [`crate::registers::NAME`] bytes.
     pub name: String,
