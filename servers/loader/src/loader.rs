@@ -50,13 +50,15 @@ pub struct Loader<'a> {
     table: Table,
     /// Images that the pager has, by name.
     images: BTreeMap<String, ImageNumber>,
+    /// Where in the pager's list of VMs the next one stands that gets back what it has lost; `None`: all have.
+    attaching: Option<u32>,
 }
 
 impl<'a> Loader<'a> {
     /// A loader for these VMs of the manifest, with images from `bundle`. `incarnation`: restarts of the loader so far.
     pub fn new(bundle: &'a [u8], vms: VmTable<'a>, machine: Machine, random: Random, incarnation: u32) -> Loader<'a> {
         let table = Table::new(vms.len(), incarnation);
-        Loader { bundle, vms, machine, random, table, images: BTreeMap::new() }
+        Loader { bundle, vms, machine, random, table, images: BTreeMap::new(), attaching: None }
     }
 
     /// Starts all VMs of the manifest. One that cannot be started is reported; the others go on.
@@ -71,7 +73,11 @@ impl<'a> Loader<'a> {
     /// ended before: the operator starts them.
     pub fn adopt_all(&mut self, peers: &mut impl Peers) {
         let mut found = 0;
-        self.each_listed(peers, |loader, peers, entry| found += u64::from(loader.adopt(peers, entry)));
+        let mut from = Some(0);
+        while let Some(position) = from {
+            from = self
+                .each_listed(peers, position, |loader, peers, entry| found += u64::from(loader.adopt(peers, entry)));
+        }
         peers.log(format_args!("{found} VMs found again"));
         let missing: Vec<_> = (0..self.table.len())
             .filter(|index| self.table.running(*index).is_none())
@@ -82,19 +88,21 @@ impl<'a> Loader<'a> {
         }
     }
 
-    /// Does something for each VM that the pager has.
-    fn each_listed<P: Peers>(&mut self, peers: &mut P, mut each: impl FnMut(&mut Self, &mut P, VmEntry)) {
-        let mut from = Some(0);
-        while let Some(position) = from {
-            match again(|| peers.pager(&pager::Request::List { from: position }, Lent::Nothing)) {
-                Ok(pager::Response::Vms(entries, more)) => {
-                    entries.into_iter().for_each(|entry| each(self, peers, entry));
-                    from = more.filter(|next| *next > position);
-                }
-                other => {
-                    peers.log(format_args!("cannot ask the pager for VMs: {}", unexpected(other)));
-                    from = None;
-                }
+    /// Does something for some of the VMs that the pager has, as many as it names in one answer; where to go on.
+    fn each_listed<P: Peers>(
+        &mut self,
+        peers: &mut P,
+        position: u32,
+        mut each: impl FnMut(&mut Self, &mut P, VmEntry),
+    ) -> Option<u32> {
+        match again(|| peers.pager(&pager::Request::List { from: position }, Lent::Nothing)) {
+            Ok(pager::Response::Vms(entries, more)) => {
+                entries.into_iter().for_each(|entry| each(self, peers, entry));
+                more.filter(|next| *next > position)
+            }
+            other => {
+                peers.log(format_args!("cannot ask the pager for VMs: {}", unexpected(other)));
+                None
             }
         }
     }
@@ -278,9 +286,15 @@ impl<'a> Loader<'a> {
         Self::attach_console(peers, &vm.name, &guest, number, at);
     }
 
-    /// A server was restarted: all VMs get back what they have lost there. Where they are is known to the pager only.
-    pub fn peer_restarted(&mut self, peers: &mut impl Peers) {
-        self.each_listed(peers, |loader, peers, entry| {
+    /// A server was restarted: all VMs get back what they have lost there, bit by bit ([`Loader::attach_some`]).
+    pub fn peer_restarted(&mut self) {
+        self.attaching = Some(0);
+    }
+
+    /// Gives some VMs back what they have lost by the restart of a server. Where they are is known to the pager only. Whether there are more.
+    pub fn attach_some(&mut self, peers: &mut impl Peers) -> bool {
+        let Some(position) = self.attaching else { return false };
+        self.attaching = self.each_listed(peers, position, |loader, peers, entry| {
             let Some(index) = loader.table.of(entry.vm) else { return };
             match &entry.stop {
                 // The pager does not tell of it again.
@@ -288,6 +302,7 @@ impl<'a> Loader<'a> {
                 None => loader.attach_again(peers, index, entry.at.unwrap_or(VmRef::NOWHERE)),
             }
         });
+        self.attaching.is_some()
     }
 
     /// Takes back a VM's disks, port and console, and its memory. Servers that are gone have forgotten it anyway.

@@ -54,7 +54,7 @@ fn main(startup: Startup) -> ! {
         loader.adopt_all(&mut calls);
     }
     let pager_line = calls.pager_line();
-    server_runtime::run::<Service, _>(Server { loader, calls, pager_line, more_stops: true })
+    server_runtime::run::<Service, _>(Server { loader, calls, pager_line, more_stops: true, more_lost: false })
 }
 
 struct Server {
@@ -64,6 +64,8 @@ struct Server {
     pager_line: u8,
     /// Whether there may be stopped VMs of which no interrupt will tell any more.
     more_stops: bool,
+    /// Whether there are VMs that have not got back what they lost by the restart of a server.
+    more_lost: bool,
 }
 
 impl Handler<Service> for Server {
@@ -73,7 +75,8 @@ impl Handler<Service> for Server {
 
     fn interrupts(&mut self, lines: u64) {
         if lines & 1 << PEER_RESTARTED != 0 {
-            self.loader.peer_restarted(&mut self.calls);
+            self.loader.peer_restarted();
+            self.more_lost = true;
         }
         if lines & 1 << self.pager_line != 0 {
             self.more_stops = self.loader.take_stops(&mut self.calls);
@@ -81,12 +84,13 @@ impl Handler<Service> for Server {
     }
 
     fn deadline(&mut self) {
+        self.more_lost = self.loader.attach_some(&mut self.calls);
         self.more_stops = self.loader.take_stops(&mut self.calls);
     }
 
     fn next_deadline(&self) -> u64 {
-        // Stops that are left are taken between requests: those are looked for, but not waited for.
-        if self.more_stops { 0 } else { NEVER }
+        // What is left is done between requests: those are looked for, but not waited for.
+        if self.more_stops || self.more_lost { 0 } else { NEVER }
     }
 }
 

@@ -108,6 +108,12 @@ fn vm(name: &str, image: &str, last: u8) -> Vm {
     }
 }
 
+/// A server was restarted, and all VMs get back what they have lost.
+fn all_attached(loader: &mut Loader, world: &mut World) {
+    loader.peer_restarted();
+    while loader.attach_some(world) {}
+}
+
 fn table(vms: Vec<Vm>) -> VmTable<'static> {
     let manifest = Manifest { vms, ..Manifest::default() };
     VmTable::decode(postcard::to_allocvec(&manifest).unwrap().leak()).unwrap().1
@@ -381,14 +387,14 @@ fn vms_get_their_disks_or_are_refused() {
 
     // The server of virtual disks was restarted and knows nobody.
     world.attached.clear();
-    loader.peer_restarted(&mut world);
+    all_attached(&mut loader, &mut world);
     assert_eq!(world.attached.len(), 2);
     assert_eq!(loader.request(&mut world, &Request::Stop("one")), Response::Done);
     assert_eq!(world.attached.keys().copied().collect::<Vec<_>>(), [2]);
     world.take_log();
     world.attached.clear();
     world.vdisk_error = Some(CallError::Gone);
-    loader.peer_restarted(&mut world);
+    all_attached(&mut loader, &mut world);
     let log = world.take_log();
     let lost = "vm two has no disks now: it does not get its virtual disks (content): the server is gone";
     assert_eq!(log, [lost]);
@@ -525,16 +531,16 @@ fn restarted_servers_get_their_vms_back() {
     assert_eq!(world.ports.len(), 1, "asked again after a restart in the middle");
     world.ports.clear();
     world.consoles.clear();
-    loader.peer_restarted(&mut world);
+    all_attached(&mut loader, &mut world);
     assert_eq!((world.ports.len(), world.consoles.len()), (1, 2));
-    loader.peer_restarted(&mut world);
+    all_attached(&mut loader, &mut world);
     assert_eq!((world.ports.len(), world.take_log().len()), (1, 0), "what is there is left alone");
     // No switch at all is said once.
     world.switch_error = Some(CallError::Kernel(Error::NoCapability));
     loader.request(&mut world, &Request::Stop("one"));
     world.ports.clear();
     assert_eq!(loader.request(&mut world, &Request::Start("one")), Response::Done);
-    loader.peer_restarted(&mut world);
+    all_attached(&mut loader, &mut world);
     let log = world.take_log();
     assert_eq!(log, ["vm one stopped by the operator", "vm one has no network: there is no switch"]);
     // A switch that is gone: the VM runs without it, and gets it later.
@@ -545,7 +551,7 @@ fn restarted_servers_get_their_vms_back() {
     let log = world.take_log();
     assert_eq!(log, ["vm one stopped by the operator", "vm one has no network now: the server is gone"]);
     world.switch_error = None;
-    loader.peer_restarted(&mut world);
+    all_attached(&mut loader, &mut world);
     assert_eq!(world.ports.len(), 1);
 }
 
