@@ -106,9 +106,14 @@ impl Server {
                 continue;
             }
             self.connections.set(self.connections.get() + 1);
-            // An error ends this connection only.
-            let _ = self.connection(&mut socket, &mut memory.request).await;
-            end(&mut socket, &mut memory.request).await;
+            // In memory of its own, which there is for as long as the connection: the state of all that can be would be five pages of an
+            // idle VM.
+            Box::pin(async {
+                // An error ends this connection only.
+                let _ = self.connection(&mut socket, &mut memory.request).await;
+                end(&mut socket, &mut memory.request).await;
+            })
+            .await;
             self.connections.set(self.connections.get() - 1);
         }
     }

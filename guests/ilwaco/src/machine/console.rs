@@ -10,7 +10,8 @@ use core::{
 };
 use protocol::domain::Device;
 
-/// The console window of the VM, named by the ELF note.
+/// The console window of the VM, named by the ELF note. In the section of whole pages ([`entry!`](crate::entry)).
+#[unsafe(link_section = ".sbss")]
 pub static PAGE: TextPage = TextPage::new();
 
 /// Longest time that a full ring is waited for, in nanoseconds.

@@ -95,6 +95,9 @@ pub fn start<F: Future<Output = ()> + 'static>(main: fn(Spawner) -> F) -> ! {
     })
 }
 
+// Statics of whole pages are put into a section of their own (`.sbss`: zeros, that take no room in the image). Otherwise the linker puts the
+// small ones between them, each into a page of which it is all that is used.
+
 /// Makes a program a guest: its entry, stack, windows and ELF note.
 ///
 /// `entry!(main, memory = BYTES [, stack = BYTES] [, nic = BUFFERS] [, disk = BUFFERS] [, console])`
@@ -117,6 +120,7 @@ macro_rules! entry {
     (@make $main:path, $memory:expr, $stack:tt, $nic:tt, $disk:tt, $console:expr) => {
         const _: () = {
             const STACK_BYTES: usize = $crate::entry!(@stack $stack);
+            #[unsafe(link_section = ".sbss")]
             static STACK: $crate::Stack<STACK_BYTES> = $crate::Stack::new();
             const NIC: (*const u8, usize) = $crate::entry!(@nic $nic);
             const DISK: (*const u8, usize) = $crate::entry!(@disk $disk);
@@ -139,11 +143,13 @@ macro_rules! entry {
     (@stack ($bytes:expr)) => { $bytes };
     (@nic ()) => { (core::ptr::null(), 0) };
     (@nic ($buffers:expr)) => {{
+        #[unsafe(link_section = ".sbss")]
         static WINDOW: $crate::Window<{ $buffers }> = $crate::Window::new();
         ((&raw const WINDOW).cast::<u8>(), size_of_val(&WINDOW))
     }};
     (@disk ()) => { (core::ptr::null(), 0) };
     (@disk ($buffers:expr)) => {{
+        #[unsafe(link_section = ".sbss")]
         static WINDOW: $crate::DiskWindow<{ $buffers }> = $crate::DiskWindow::new();
         ((&raw const WINDOW).cast::<u8>(), size_of_val(&WINDOW))
     }};
