@@ -110,6 +110,7 @@ boot_high:
 .balign 4096
 .global top_table
 top_table:          .skip 4096
+.global boot_pointers
 boot_pointers:      .skip 4096
 boot_high_pointers: .skip 4096
 boot_directories:   .skip 4096 * 4

@@ -2,7 +2,7 @@
 
 use crate::apic;
 use core::arch::x86_64::{__cpuid, _rdtsc};
-use x86_64::instructions::port::Port;
+use x86_64::{instructions::port::Port, registers::model_specific::Msr};
 
 /// Oscillator of the legacy timer, in Hz.
 const PIT_HZ: u64 = 1_193_182;
@@ -33,6 +33,13 @@ pub struct Clock {
 pub fn ticks() -> u64 {
     // SAFETY: every x86-64 processor has it, and ring 0 may always read it.
     unsafe { _rdtsc() }
+}
+
+/// Moves this processor's time stamp counter, which [`crate::cpu::has_tsc_adjust`].
+pub fn move_ticks(by: u64) {
+    let mut adjust = Msr::new(0x3b);
+    // SAFETY: IA32_TSC_ADJUST, which moves the counter and nothing else.
+    unsafe { adjust.write(adjust.read().wrapping_add(by)) };
 }
 
 impl Clock {

@@ -1,16 +1,16 @@
-//! The processor: descriptor tables, protection bits, system call registers, and its own record.
+//! The processor: descriptor tables, protection bits, system call registers.
 
-use crate::physical;
+use crate::{
+    physical,
+    processor::{self, Own, Record},
+};
 use core::{
     arch::asm,
     arch::x86_64::{__cpuid, __cpuid_count},
     cell::UnsafeCell,
+    mem::MaybeUninit,
 };
-use microkernel_logic::{
-    Frame, NO_FRAME,
-    block::{ControlBlock, FLAG_FPU},
-    paging::{Entry, Table},
-};
+use microkernel_logic::paging::Table;
 use x86_64::{
     PrivilegeLevel, VirtAddr,
     instructions::{
@@ -50,26 +50,18 @@ impl<const N: usize> Stack<N> {
 
 #[unsafe(no_mangle)]
 static kernel_stack: Stack<STACK> = Stack(UnsafeCell::new([0; STACK]));
-static EXCEPTION_STACKS: [Stack<EXCEPTION_STACK>; 3] = [const { Stack(UnsafeCell::new([0; EXCEPTION_STACK])) }; 3];
 
-/// What the entry code finds at `%gs`; it knows the offsets.
-#[repr(C)]
-struct Record {
-    block: *mut ControlBlock,
-    scratch: u64,
-    stack: u64,
+/// What a processor needs beside its kernel stack and top-level page table.
+#[repr(C, align(4096))]
+pub struct Area {
+    record: Record,
+    gdt: GlobalDescriptorTable,
+    tss: TaskStateSegment,
+    /// For exceptions that can come at any time: debug, non-maskable interrupt, double fault and machine check.
+    stacks: [Stack<EXCEPTION_STACK>; 3],
 }
 
-/// A static that is written once at boot, before anything else could read it, and then belongs to the processor.
-#[repr(transparent)]
-struct Own<T>(UnsafeCell<T>);
-
-// SAFETY: see the type: there is one processor, and `initialise` runs once on it before interrupts are on.
-unsafe impl<T> Sync for Own<T> {}
-
-static RECORD: Own<Record> = Own(UnsafeCell::new(Record { block: core::ptr::null_mut(), scratch: 0, stack: 0 }));
-static GDT: Own<GlobalDescriptorTable> = Own(UnsafeCell::new(GlobalDescriptorTable::new()));
-static TSS: Own<TaskStateSegment> = Own(UnsafeCell::new(TaskStateSegment::new()));
+static FIRST: Own<MaybeUninit<Area>> = Own(UnsafeCell::new(MaybeUninit::uninit()));
 static IDT: Own<InterruptDescriptorTable> = Own(UnsafeCell::new(InterruptDescriptorTable::new()));
 
 unsafe extern "C" {
@@ -82,18 +74,40 @@ unsafe extern "C" {
 /// Bytes between the stubs of two vectors.
 const STUB: u64 = 16;
 
-/// Sets the processor up. Interrupts stay off until a domain runs.
+/// Sets the first processor up. Interrupts stay off until a domain runs.
 ///
 /// # Safety
 /// To be called once, at boot.
 pub unsafe fn initialise() {
-    // SAFETY: by the caller's promise nothing else uses these statics yet, and they are never moved or freed.
-    let (record, gdt, tss, idt) =
-        unsafe { (&mut *RECORD.0.get(), &mut *GDT.0.get(), &mut *TSS.0.get(), &mut *IDT.0.get()) };
-    record.stack = kernel_stack.top();
-    tss.privilege_stack_table[0] = VirtAddr::new(kernel_stack.top());
-    for (index, stack) in EXCEPTION_STACKS.iter().enumerate() {
-        tss.interrupt_stack_table[index] = VirtAddr::new(stack.top());
+    let table = top_table.0.get();
+    let physical = (table as u64).wrapping_sub(physical::KERNEL_BASE);
+    // SAFETY: by the caller's promise nothing else uses these statics yet.
+    unsafe {
+        fill_idt(&mut *IDT.0.get());
+        set_up(
+            FIRST.0.get().cast(),
+            Record::new(0, kernel_stack.top(), table, physical, has_xsave()),
+            kernel_stack.top(),
+        );
+    }
+}
+
+/// Sets this processor up.
+///
+/// # Safety
+/// Once for each processor; the area, the stack and the page table that the record names are its own for ever.
+pub unsafe fn set_up(area: *mut Area, record: Record, stack: u64) {
+    // SAFETY: by the caller's promise; everything but the stacks, whose content means nothing, is written before it is used.
+    let (record, gdt, tss) = unsafe {
+        (&raw mut (*area).record).write(record);
+        (&raw mut (*area).gdt).write(GlobalDescriptorTable::new());
+        (&raw mut (*area).tss).write(TaskStateSegment::new());
+        (&mut (*area).record, &mut (*area).gdt, &mut (*area).tss)
+    };
+    tss.privilege_stack_table[0] = VirtAddr::new(stack);
+    for index in 0..3 {
+        // SAFETY: within the area.
+        tss.interrupt_stack_table[index] = VirtAddr::new(unsafe { (*area).stacks[index].top() });
     }
 
     // The order is what `syscall` and `sysret` want (Intel SDM vol. 3, 5.8.8), and what entry.s knows.
@@ -110,10 +124,10 @@ pub unsafe fn initialise() {
         load_tss(task);
     }
     reset_segments();
-    fill_idt(idt);
-    idt.load();
-
-    GsBase::write(VirtAddr::from_ptr(record));
+    // SAFETY: filled at boot, and never written again.
+    unsafe { (*IDT.0.get()).load() };
+    // SAFETY: by the caller's promise.
+    unsafe { processor::install(record) };
     KernelGsBase::write(VirtAddr::zero());
     let selectors = Star::write(user_code, user_data, code, data);
     selectors.expect("the descriptors are in the order that syscall wants");
@@ -206,13 +220,33 @@ unsafe fn protect() {
 }
 
 /// Whether the processor has XSAVE.
-fn has_xsave() -> bool {
+pub fn has_xsave() -> bool {
     __cpuid(1).ecx & 1 << 26 != 0
 }
 
 /// Floating-point states that are switched: x87, SSE, and AVX if the processor has it. They fit into 832 bytes.
 pub fn states() -> u32 {
     if __cpuid(1).ecx & 1 << 28 != 0 { 0b111 } else { 0b011 }
+}
+
+/// Whether the time stamp counter runs at one speed whatever the processor does (Intel SDM vol. 3, 18.17.1).
+pub fn has_invariant_tsc() -> bool {
+    __cpuid(0x8000_0000).eax >= 0x8000_0007 && __cpuid(0x8000_0007).edx & 1 << 8 != 0
+}
+
+/// Whether the time stamp counter of one processor can be moved (the register IA32_TSC_ADJUST).
+pub fn has_tsc_adjust() -> bool {
+    __cpuid_count(7, 0).ebx & 1 << 1 != 0
+}
+
+/// Processors that the first one's package may have; at least 1.
+pub fn package_size() -> usize {
+    let mut most = if __cpuid(1).edx & 1 << 28 != 0 { __cpuid(1).ebx >> 16 & 0xff } else { 1 };
+    if __cpuid(0).eax >= 0xb {
+        // Threads of a core, then processors of the package (Intel SDM vol. 2, CPUID leaf 0BH).
+        most = (0..2).map(|level| __cpuid_count(0xb, level).ebx & 0xffff).fold(most, u32::max);
+    }
+    most.max(1) as usize
 }
 
 /// What the processor protects with, for the boot message.
@@ -236,23 +270,7 @@ pub fn protections() -> impl core::fmt::Display {
     Protections(Cr4::read())
 }
 
-/// The control block of the running domain, as the entry code knows it.
-#[inline(always)]
-pub fn current() -> *mut ControlBlock {
-    let block;
-    // SAFETY: in the kernel %gs points to this processor's record, whose first word this is.
-    unsafe { asm!("mov {}, gs:[0]", out(reg) block, options(nostack, preserves_flags, readonly)) };
-    block
-}
-
-/// Makes `block` the running domain's for the entry code.
-#[inline]
-pub fn set_current(block: *mut ControlBlock) {
-    // SAFETY: in the kernel %gs points to this processor's record, whose first word this is.
-    unsafe { asm!("mov gs:[0], {}", in(reg) block, options(nostack, preserves_flags)) };
-}
-
-/// The top-level page table of this processor.
+/// The top-level page table of the first processor.
 ///
 /// # Safety
 /// No other reference to it may be alive.
@@ -261,106 +279,9 @@ pub unsafe fn top() -> &'static mut Table {
     unsafe { &mut *top_table.0.get() }
 }
 
-/// The processor's state that follows the running domain.
-#[derive(Default)]
-pub struct Loaded {
-    xsave: bool,
-    /// Whether CR0.TS is set: the first floating-point instruction faults.
-    fpu_off: bool,
-}
-
-impl Loaded {
-    /// As [`initialise`] leaves it.
-    pub fn new() -> Loaded {
-        Loaded { xsave: has_xsave(), fpu_off: true }
-    }
-
-    /// Saves the floating-point state of `previous` and loads that and the address space of `next`.
-    #[inline(always)]
-    pub fn switch(&mut self, previous: Frame, next: Frame) {
-        if previous != NO_FRAME {
-            // SAFETY: the logic names domains that exist, and holds no reference to their blocks during a switch.
-            let block = unsafe { &mut *physical::block(previous) };
-            if block.flags & FLAG_FPU != 0 {
-                self.save(block);
-            }
-        }
-        let mut entry = Entry::EMPTY;
-        let mut fpu = false;
-        if next != NO_FRAME {
-            // SAFETY: as above.
-            let block = unsafe { &mut *physical::block(next) };
-            entry = Entry::table(block.root);
-            fpu = block.flags & FLAG_FPU != 0;
-            set_current(block);
-        }
-        // SAFETY: nothing holds a reference to the top-level table; its first entry is the domain's half alone, so the kernel
-        // stays mapped. Writing CR3 makes the processor forget the former domain's translations.
-        unsafe {
-            (&raw mut (*top_table.0.get())[0]).write_volatile(entry);
-            let top = (top_table.0.get() as u64).wrapping_sub(physical::KERNEL_BASE);
-            asm!("mov cr3, {0}", in(reg) top, options(nostack, preserves_flags));
-        }
-        if fpu {
-            self.load(next);
-        } else if !self.fpu_off {
-            self.fpu_off = true;
-            // SAFETY: makes the next floating-point instruction fault, nothing else.
-            unsafe { Cr0::update(|flags| *flags |= Cr0Flags::TASK_SWITCHED) };
-        }
-        reset_changed_segments();
-    }
-
-    fn save(&self, block: &mut ControlBlock) {
-        let area = block.fpu.0.as_mut_ptr();
-        // SAFETY: the area is 64-aligned and as large as the enabled states need; the unit is on, for the domain has used it.
-        unsafe {
-            if self.xsave {
-                asm!("xsave64 [{}]", in(reg) area, in("eax") u32::MAX, in("edx") u32::MAX, options(nostack, preserves_flags));
-            } else {
-                asm!("fxsave64 [{}]", in(reg) area, options(nostack, preserves_flags));
-            }
-        }
-    }
-
-    /// Gives the running domain its floating-point state.
-    pub fn load(&mut self, domain: Frame) {
-        if self.fpu_off {
-            self.fpu_off = false;
-            // SAFETY: clears CR0.TS, which makes floating-point instructions possible.
-            unsafe { asm!("clts", options(nomem, nostack, preserves_flags)) };
-        }
-        // SAFETY: the area holds what `save` wrote there, the initial state, or what `Fpu::make_valid` made valid.
-        unsafe {
-            let area = (*physical::block(domain)).fpu.0.as_ptr();
-            if self.xsave {
-                asm!("xrstor64 [{}]", in(reg) area, in("eax") u32::MAX, in("edx") u32::MAX, options(nostack, preserves_flags));
-            } else {
-                asm!("fxrstor64 [{}]", in(reg) area, options(nostack, preserves_flags));
-            }
-        }
-    }
-}
-
-/// If the domain that ran has loaded segment registers, makes them null again: they must tell the next one nothing.
-#[inline]
-fn reset_changed_segments() {
-    let changed: u32;
-    // SAFETY: reads four registers.
-    unsafe {
-        asm!(
-            "mov {0:e}, ds", "mov {1:e}, es", "or {0:e}, {1:e}", "mov {1:e}, fs", "or {0:e}, {1:e}",
-            "mov {1:e}, gs", "or {0:e}, {1:e}",
-            out(reg) changed, out(reg) _, options(nomem, nostack),
-        );
-    }
-    if changed & 0xffff != 0 {
-        reset_segments();
-    }
-}
-
+/// Makes the segment registers for data null.
 #[cold]
-fn reset_segments() {
+pub fn reset_segments() {
     let null = SegmentSelector::NULL;
     let base = GsBase::read();
     // SAFETY: null selectors are valid in long mode; the base of %gs is put back at once, with interrupts off.

@@ -4,7 +4,7 @@
 #    0 rsi   8 rdx  16 r8   24 r9   32 r10  40 r12  48 r13  56 r14
 #   64 rax  72 rdi  80 r15  88 rbx  96 rbp 104 rcx 112 r11 120 rsp 128 rip 136 rflags
 #  144 flags (bit 0: restore all registers by iretq)
-# %gs, in the kernel, points to the processor's own record (cpu.rs):
+# %gs, in the kernel, points to the processor's own record (processor.rs):
 #    0 the control block of the running domain   8 scratch   16 top of the kernel stack
 # Interrupts are off in the kernel, so nothing comes in between; NMI, double fault, machine check and debug
 # exceptions have stacks of their own.
@@ -120,6 +120,7 @@ interrupt_common:
     addq $8, %rsp
     popq 136(%rax)
     popq 120(%rax)
+    orb $1, 144(%rax)
     cld
     movq %gs:16, %rsp
     call interrupt
@@ -145,11 +146,16 @@ interrupt_common:
     call kernel_exception
     ud2
 
-# Non-maskable interrupts carry nothing for us.
+# A non-maskable interrupt carries nothing for us, unless the kernel has stopped on another processor: then it stops here, too.
 .balign 16
 .global nmi_entry
 nmi_entry:
+    cmpb $0, stopped(%rip)
+    jne 6f
     iretq
+6:  cli
+    hlt
+    jmp 6b
 
 # Sleeps until an interrupt comes; never returns here.
 .balign 16

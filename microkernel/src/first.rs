@@ -2,6 +2,7 @@
 
 use crate::{
     apic,
+    bring_up::BringUp,
     clock::Clock,
     machine::Metal,
     memory::Memory,
@@ -105,7 +106,12 @@ fn extent(region: Region) -> Extent {
 }
 
 /// Makes the kernel, and in it `init`, ready to run.
-pub fn start(info: &StartInfo, mut memory: Memory, clock: Clock) -> Result<Kernel<Metal>, &'static str> {
+pub fn start(
+    info: &StartInfo,
+    mut memory: Memory,
+    clock: Clock,
+    bring_up: BringUp,
+) -> Result<Kernel<Metal>, &'static str> {
     if info.bundle.length == 0 {
         return Err("no bundle was loaded (with QEMU: -initrd bundle.cpio)");
     }
@@ -123,7 +129,7 @@ pub fn start(info: &StartInfo, mut memory: Memory, clock: Clock) -> Result<Kerne
     let regions = memory.free.sorted();
     memory.frames.hide((apic::LOCAL / PAGE) as Frame);
 
-    let mut kernel = Kernel::new(Metal::new(clock), memory.frames);
+    let mut kernel = Kernel::new(Metal::new(clock, bring_up), memory.frames);
     let domain = (own.start / PAGE) as Frame;
     kernel.create_domain(domain, domain + 1, Band::Driver as u8).map_err(|_| "init's own memory is in use")?;
     let end = domain + (MEMORY / PAGE) as Frame;

@@ -2,12 +2,16 @@
 
 use crate::{
     apic::{self, IoApics},
+    bring_up::BringUp,
     clock::{self, Clock},
-    cpu::{self, Loaded},
-    physical, serial,
+    cpu, physical, processor, serial,
 };
+use core::sync::atomic::{AtomicU64, Ordering};
 use microkernel_logic::{Frame, Machine, block::ControlBlock, paging::Table};
-use protocol::domain::EventKind;
+use protocol::{
+    abi::Error,
+    domain::{EventKind, ProcessorStep},
+};
 use x86_64::{
     VirtAddr,
     instructions::{port::Port, tlb},
@@ -17,19 +21,14 @@ use x86_64::{
 pub struct Metal {
     /// How its clocks run.
     pub clock: Clock,
-    loaded: Loaded,
     io_apics: IoApics,
+    bring_up: BringUp,
 }
 
 impl Metal {
     /// The machine as the boot code has set it up.
-    pub fn new(clock: Clock) -> Metal {
-        Metal { clock, loaded: Loaded::new(), io_apics: IoApics::default() }
-    }
-
-    /// The running domain has executed its first floating-point instruction.
-    pub fn first_fpu_use(&mut self, domain: Frame) {
-        self.loaded.load(domain);
+    pub fn new(clock: Clock, bring_up: BringUp) -> Metal {
+        Metal { clock, io_apics: IoApics::default(), bring_up }
     }
 }
 
@@ -58,6 +57,11 @@ impl Machine for Metal {
                 to.add(index).write_volatile(from.add(index).read_volatile());
             }
         }
+    }
+    fn set_bits(&mut self, table: Frame, index: usize, bits: u64) {
+        // SAFETY: see above; the processor that uses the table sets bits of it, too, so it must be one operation.
+        unsafe { AtomicU64::from_ptr((&raw mut (*physical::table(table))[index].0).cast()) }
+            .fetch_or(bits, Ordering::AcqRel);
     }
     #[inline]
     fn table(&self, frame: Frame) -> &Table {
@@ -91,7 +95,16 @@ impl Machine for Metal {
 
     #[inline]
     fn switch(&mut self, previous: Frame, next: Frame) {
-        self.loaded.switch(previous, next);
+        processor::switch(previous, next);
+    }
+    fn interrupt(&mut self, processor: usize) {
+        processor::interrupt(processor);
+    }
+    fn recall(&mut self, processor: usize) {
+        processor::recall(processor);
+    }
+    fn start_processor(&mut self, number: usize, apic: u32, step: ProcessorStep) -> Result<(), Error> {
+        self.bring_up.step(number, apic, step)
     }
     fn flush_page(&mut self, _root: Frame, address: u64) {
         tlb::flush(VirtAddr::new_truncate(address));
@@ -149,13 +162,18 @@ impl Machine for Metal {
         self.io_apics.add(address, first_interrupt)
     }
     fn line_route(&mut self, number: u32, vector: u8, level: bool, low: bool, masked: bool) -> bool {
-        self.io_apics.route(number, vector, level, low, masked)
+        self.io_apics.route(number, first_apic(), vector, level, low, masked)
     }
     fn message_for(&self, vector: u8) -> (u64, u32) {
-        // Intel SDM vol. 3, 11.11: fixed delivery, edge, to this processor.
-        (apic::LOCAL | u64::from(apic::id()) << 12, u32::from(vector))
+        // Intel SDM vol. 3, 11.11: fixed delivery, edge, to the first processor.
+        (apic::LOCAL | u64::from(first_apic()) << 12, u32::from(vector))
     }
     fn end_of_interrupt(&mut self) {
         apic::end_of_interrupt();
     }
+}
+
+/// Number of the first processor's local APIC, to which all devices' interrupts go. That of a PC's first processor fits.
+fn first_apic() -> u8 {
+    processor::apic_of(0).unwrap_or(0) as u8
 }

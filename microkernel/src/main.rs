@@ -6,35 +6,48 @@
 //!
 //! `unsafe` lies in the modules that touch the machine: `physical` (memory by number), `cpu` (registers of the
 //! processor), `apic`, `clock`, `serial` (device registers), and the entries in this file. Blanket assumptions: the code
-//! runs in ring 0 in long mode, on one processor, with interrupts off except while it sleeps.
+//! runs in ring 0 in long mode, with interrupts off except while it sleeps; and with the one lock held, but for what entry.s, the
+//! record of each processor (`processor`) and its start (`bring_up`) do.
 #![no_std]
 #![no_main]
 
 mod apic;
+mod bring_up;
 mod clock;
 mod cpu;
 mod first;
 mod machine;
 mod memory;
 mod physical;
+mod processor;
 mod serial;
 mod start_info;
 
-use core::{arch::global_asm, fmt::Write, panic::PanicInfo};
+use core::{
+    arch::global_asm,
+    fmt::Write,
+    panic::PanicInfo,
+    sync::atomic::{AtomicBool, Ordering},
+};
 use machine::Metal;
 use microkernel_logic::{
     Frame, Kernel, Machine, NO_FRAME,
     block::{ControlBlock, FLAG_FPU},
 };
+use processor::Poll;
 use protocol::abi::{Number, Reply, Request};
-use spin::Mutex;
+use spin::mutex::{Mutex, MutexGuard};
 use x86_64::registers::control::Cr2;
 
 global_asm!(include_str!("boot.s"), STACK = const cpu::STACK, options(att_syntax));
 global_asm!(include_str!("entry.s"), options(att_syntax, raw));
 
 /// The kernel, under its one lock. Empty until boot is over.
-static KERNEL: Mutex<Option<Kernel<Metal>>> = Mutex::new(None);
+static KERNEL: Mutex<Option<Kernel<Metal>>, Poll> = Mutex::new(None);
+
+/// Set when the kernel has stopped for good; entry.s looks.
+#[unsafe(no_mangle)]
+static stopped: AtomicBool = AtomicBool::new(false);
 
 unsafe extern "C" {
     fn sleep() -> !;
@@ -50,23 +63,31 @@ const PAGE_FAULT: u64 = 14;
 extern "C" fn kernel_main(start_info: u64, tsc: u64) -> ! {
     serial::initialise();
     // SAFETY: the one call at boot, on the one processor, with what the loader handed over.
-    let (info, memory) = unsafe {
+    let (info, mut memory) = unsafe {
         cpu::initialise();
         let info = start_info::read(start_info).unwrap_or_else(|reason| refuse(reason));
         let memory = memory::initialise(&info).unwrap_or_else(|reason| refuse(reason));
         (info, memory)
     };
     apic::initialise();
+    processor::announce();
     let clock = clock::Clock::measure(tsc);
     let (mib, mhz) = (memory.total >> 20, clock.tsc_hz / 1_000_000);
-    say!("{} for x86-64: {mib} MiB of memory, TSC at {mhz} MHz, 1 processor in use", env!("CARGO_PKG_VERSION"));
+    let invariant = if cpu::has_invariant_tsc() { "" } else { ", not said to be invariant" };
+    say!("{} for x86-64: {mib} MiB of memory, TSC at {mhz} MHz{invariant}", env!("CARGO_PKG_VERSION"));
     say!("protection: {}", cpu::protections());
-    let kernel = first::start(&info, memory, clock).unwrap_or_else(|reason| refuse(reason));
+    let bring_up = bring_up::BringUp::new(&info, &mut memory);
+    let kernel = first::start(&info, memory, clock, bring_up).unwrap_or_else(|reason| refuse(reason));
+    *KERNEL.lock() = Some(kernel);
+    begin(Kernel::run_first)
+}
+
+/// Enters the kernel as this processor's first work, and goes to the domain to run.
+fn begin(work: fn(&mut Kernel<Metal>) -> Frame) -> ! {
     let mut guard = KERNEL.lock();
-    let next = guard.insert(kernel).run_first();
-    drop(guard);
-    // SAFETY: init, which was just made ready to run.
-    let block = unsafe { physical::block(next) };
+    let Some(kernel) = guard.as_mut() else { refuse("a processor came before boot was over") };
+    let next = work(kernel);
+    let block = leave(next, guard);
     // SAFETY: `resume` takes the control block in rax and goes to the domain; it needs no stack.
     unsafe { core::arch::asm!("jmp {}", sym resume, in("rax") block, options(noreturn)) }
 }
@@ -84,14 +105,20 @@ fn halt() -> ! {
     }
 }
 
-/// Enters the kernel for `work`. Returns the control block of the domain to run.
-#[inline]
-fn enter(work: impl FnOnce(&mut Kernel<Metal>) -> Frame) -> *mut ControlBlock {
-    let mut guard = KERNEL.lock();
+type Guard = MutexGuard<'static, Option<Kernel<Metal>>, Poll>;
+
+/// Enters the kernel, whose lock was taken, for `work`. Returns the control block of the domain to run.
+#[inline(always)]
+fn enter(mut guard: Guard, work: impl FnOnce(&mut Kernel<Metal>) -> Frame) -> *mut ControlBlock {
     let Some(kernel) = guard.as_mut() else { refuse("an interrupt came before boot was over") };
-    let next = work(kernel);
+    kernel.enter(processor::number());
+    leave(work(kernel), guard)
+}
+
+/// Ends a stay in the kernel: returns the control block of the domain to run, or sleeps.
+#[inline(always)]
+fn leave(next: Frame, guard: Guard) -> *mut ControlBlock {
     if next == NO_FRAME {
-        kernel.account_idle();
         drop(guard);
         // SAFETY: nothing on this stack is needed any more; `sleep` begins it anew.
         unsafe { sleep() }
@@ -103,31 +130,46 @@ fn enter(work: impl FnOnce(&mut Kernel<Metal>) -> Frame) -> *mut ControlBlock {
 /// Called by entry.s for a system call; the registers are in the control block of the domain.
 #[unsafe(no_mangle)]
 extern "C" fn system_call() -> *mut ControlBlock {
-    // SAFETY: the block of the domain that has just called, which nobody else looks at while the domain is on this
-    // processor, the lock being needed only for what domains share.
-    let registers = unsafe { &mut (*cpu::current()).registers };
+    // SAFETY: the block of the domain that has just called, whose registers nobody else looks at while the domain is on this
+    // processor and has not been recalled, the lock being needed only for what domains share.
+    let registers = unsafe { &mut (*processor::current()).registers };
     if registers.rax == Request::new(Number::Null).0 {
         registers.rax = Reply::OK.0;
-        return cpu::current();
+        return processor::current();
     }
     locked_call()
 }
 
 #[inline(never)]
 fn locked_call() -> *mut ControlBlock {
-    enter(Kernel::system_call)
+    match KERNEL.try_lock() {
+        Some(guard) => enter(guard, Kernel::system_call),
+        None => waiting_call(),
+    }
+}
+
+/// A system call that has to wait for the lock, and may be undone meanwhile.
+#[inline(never)]
+fn waiting_call() -> *mut ControlBlock {
+    let (guard, stands) = processor::wait_with_call(|| KERNEL.lock());
+    enter(guard, |kernel| if stands { kernel.system_call() } else { kernel.spurious_interrupt() })
 }
 
 /// Called by entry.s for exceptions of domains and for hardware interrupts.
 #[unsafe(no_mangle)]
 extern "C" fn interrupt(vector: u64, error: u64) -> *mut ControlBlock {
     let address = if vector == PAGE_FAULT { Cr2::read_raw() } else { 0 };
-    enter(|kernel| {
+    processor::answer_recall();
+    enter(KERNEL.lock(), |kernel| {
         if vector >= 32 {
             kernel.resume_from_idle();
         }
         match vector as u8 {
             apic::TIMER_VECTOR => kernel.timer_interrupt(),
+            apic::CALL_VECTOR => {
+                kernel.machine.end_of_interrupt();
+                kernel.spurious_interrupt()
+            }
             // Nothing is to be ended for a spurious interrupt, of either controller.
             apic::SPURIOUS_VECTOR | 32..48 => kernel.spurious_interrupt(),
             48.. => kernel.hardware_interrupt(vector as u8),
@@ -148,7 +190,7 @@ fn first_fpu_use(kernel: &mut Kernel<Metal>) -> bool {
         return false;
     }
     block.flags |= FLAG_FPU;
-    kernel.machine.first_fpu_use(domain);
+    processor::load_fpu(domain);
     true
 }
 
@@ -165,6 +207,8 @@ extern "C" fn kernel_exception(frame: *const [u64; 7]) -> ! {
 
 #[panic_handler]
 fn panic(info: &PanicInfo) -> ! {
+    stopped.store(true, Ordering::SeqCst);
+    processor::stop_others();
     let _ = writeln!(serial::Serial, "microkernel: PANIC: {info}");
     halt()
 }

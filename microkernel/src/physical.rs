@@ -3,6 +3,7 @@
 //! The one place where the kernel makes references to memory by number. Addresses come from the
 //! frame table and from page tables that the kernel wrote itself, so they are addresses of memory.
 
+use core::sync::atomic::{Ordering, compiler_fence};
 use microkernel_logic::{Frame, block::ControlBlock, paging::Table};
 
 /// Where physical address 0 is mapped: entry 256 of the top-level table.
@@ -76,7 +77,8 @@ pub unsafe fn copy(from: Option<u64>, to: u64, length: usize) {
     }
 }
 
-/// Reads bytes of memory into the kernel's own.
+/// Reads bytes of memory into the kernel's own, once: a domain that runs on another processor may write them meanwhile, and what was
+/// checked must be what is used.
 ///
 /// # Safety
 /// As for [`copy`]'s source.
@@ -84,6 +86,8 @@ pub unsafe fn copy(from: Option<u64>, to: u64, length: usize) {
 pub unsafe fn read(physical: u64, into: &mut [u8]) {
     // SAFETY: the source is mapped at BASE and disjoint from the kernel's own memory, where `into` lies.
     unsafe { core::ptr::copy_nonoverlapping(address(physical) as *const u8, into.as_mut_ptr(), into.len()) }
+    // The compiler may not read the source again in place of the copy: behind this line it could be another.
+    compiler_fence(Ordering::SeqCst);
 }
 
 /// Writes the kernel's own bytes to memory.

@@ -96,11 +96,14 @@ pub enum Number {
     /// Looks at `rdx` pages (at most [`crate::memory::SCAN_PAGES`]) from address `rsi` on of the domain `rdi` ([`Target`], CONTROL) and writes a
     /// byte of [`crate::memory::PageState`] for each to `r8`; then does what [`crate::memory::Scan`] in `r9` says. No use of a page between the look and that is lost.
     Scan = 30,
+    /// Does [`crate::domain::ProcessorStep`] `rdx` with the processor whose local APIC has the number `rsi`. `rdi`: slot of the interrupt authority. Out: `rdi`
+    /// processors that run domains. [`Error::Occupied`] if it runs already, [`Error::Exhausted`] if nothing is set aside for so many.
+    ProcessorStart = 31,
 }
 
 impl Number {
     /// All numbers, in order.
-    pub const ALL: [Number; 31] = {
+    pub const ALL: [Number; 32] = {
         use Number::*;
         [
             Null,
@@ -134,6 +137,7 @@ impl Number {
             DomainSave,
             DomainRestore,
             Scan,
+            ProcessorStart,
         ]
     };
 

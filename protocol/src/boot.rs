@@ -107,7 +107,7 @@ pub struct BootInfo {
     pub tsc_base: u64,
     /// As in [`crate::registers::RegisterPage::tsc_multiplier`].
     pub tsc_multiplier: u64,
-    /// Processors that run domains.
+    /// Processors that run domains when `init` starts; `platform` starts the others.
     pub processors: u64,
     /// Bytes of memory found at boot.
     pub memory_total: u64,

@@ -63,6 +63,35 @@ pub enum Band {
 /// Number of bands.
 pub const BANDS: usize = 3;
 
+/// Steps of [`crate::abi::Number::ProcessorStart`], in this order for each processor (Intel SDM vol. 3, 9.4.4): the kernel does not
+/// wait, the caller does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum ProcessorStep {
+    /// Resets it. Then it needs 10 ms.
+    Reset = 0,
+    /// Starts it; again after 1 ms if it has not come. [`crate::abi::Error::Busy`] while another one is being started.
+    Start = 1,
+    /// Compares its time stamp counter with that of the first, and lets it run domains. [`crate::abi::Error::Again`] while it has not come or is not
+    /// done; [`crate::abi::Error::Denied`] if the counters differ and cannot be made the same: it stays off.
+    Join = 2,
+    /// Gives it up.
+    Abandon = 3,
+}
+
+impl ProcessorStep {
+    /// The step with this code, if there is one.
+    pub const fn from_u64(code: u64) -> Option<ProcessorStep> {
+        Some(match code {
+            0 => ProcessorStep::Reset,
+            1 => ProcessorStep::Start,
+            2 => ProcessorStep::Join,
+            3 => ProcessorStep::Abandon,
+            _ => return None,
+        })
+    }
+}
+
 /// A range of a domain's memory that a service may transfer from and to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(C)]

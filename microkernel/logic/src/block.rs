@@ -65,7 +65,8 @@ pub enum State {
     Held = 9,
 }
 
-/// Flag: return to the domain with all registers restored, not by the short way out of a system call.
+/// Flag: return to the domain with all registers restored, not by the short way out of a system call. The entry code sets it for
+/// whoever did not come by a system call.
 pub const FLAG_FULL_RESTORE: u8 = 1;
 /// Flag: the domain has used the floating-point unit; its state is switched.
 pub const FLAG_FPU: u8 = 2;
@@ -210,6 +211,10 @@ pub struct ControlBlock {
     pub cpu_ticks: u64,
     /// Times switched to.
     pub switches: u64,
+    /// The processor that runs it, in whose queue it waits, or that ran it last.
+    pub processor: u8,
+    /// The processors whose timers its two are, while they are set.
+    pub timer_processors: [u8; 2],
     /// When it is held: the [`State`] that it had.
     pub held_from: u8,
     /// When it is held: the deadline of its wait; [`protocol::abi::NEVER`]: none.
@@ -313,6 +318,8 @@ impl ControlBlock {
         idle_since: 0,
         cpu_ticks: 0,
         switches: 0,
+        processor: 0,
+        timer_processors: [0; 2],
         held_from: 0,
         held_deadline: 0,
         slots: [Capability::EMPTY; SLOTS],

@@ -131,7 +131,7 @@ impl<M: Machine> Kernel<M> {
     fn disable(&mut self, frame: Frame, state: State) {
         self.extract(frame);
         self.unload(frame);
-        self.timers.cancel(&mut self.machine, frame, CLOCK);
+        self.cancel_timer(frame, CLOCK);
         self.withdraw_all(frame);
         let block = self.machine.block_mut(frame);
         block.set_state(state);
@@ -187,7 +187,8 @@ impl<M: Machine> Kernel<M> {
             State::Held => 5,
             State::Resetting | State::Dying => 6,
         };
-        let cpu_time = self.machine.ticks_to_nanoseconds(block.cpu_ticks);
+        let running = self.runs_on(frame).map_or(0, |processor| self.ticks_running(processor));
+        let cpu_time = self.machine.ticks_to_nanoseconds(block.cpu_ticks.wrapping_add(running));
         let words = [cpu_time, block.switches, state, u64::from(block.incarnation)];
         let mut bytes = [0; size_of::<Usage>()];
         for (chunk, word) in bytes.chunks_exact_mut(8).zip(words) {

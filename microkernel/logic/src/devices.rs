@@ -1,12 +1,13 @@
 //! Hardware interrupts as virtual interrupts, I/O ports, the debug line.
 
 use crate::{
-    Frame, Kernel, Machine, NO_FRAME, block::DomainRef, capability::Capability, kernel::Outcome, paging::UserRange,
+    Frame, Kernel, Machine, NO_FRAME, PROCESSORS, block::DomainRef, capability::Capability, kernel::Outcome,
+    paging::UserRange,
 };
 use protocol::{
     abi::{Error, PORT_WRITE},
     capability::{Kind, Rights, SLOTS},
-    domain::{InterruptSource, line},
+    domain::{InterruptSource, ProcessorStep, line},
 };
 
 /// First vector for hardware interrupts; those below belong to the processor and the legacy interrupt controller.
@@ -153,6 +154,21 @@ impl<M: Machine> Kernel<M> {
             return Err(Error::BadArgument.into());
         }
         self.frames.hide((address >> 12) as Frame);
+        Ok(())
+    }
+
+    /// `Number::ProcessorStart`.
+    pub(crate) fn processor_start(&mut self, me: Frame) -> Outcome {
+        let registers = &self.machine.block(me).registers;
+        let (authority, [apic, step, ..]) = (registers.rdi, registers.words);
+        self.slot(me, authority)?.require(Kind::InterruptAuthority, Rights::empty())?;
+        let apic = u32::try_from(apic).map_err(|_| Error::BadArgument)?;
+        let step = ProcessorStep::from_u64(step).ok_or(Error::BadArgument)?;
+        if self.online == PROCESSORS && step != ProcessorStep::Join {
+            return Err(Error::Exhausted.into());
+        }
+        self.machine.start_processor(self.online, apic, step)?;
+        self.machine.block_mut(me).registers.rdi = self.online as u64;
         Ok(())
     }
 

@@ -46,7 +46,7 @@ impl<M: Machine> Kernel<M> {
     pub(crate) fn fast_call(&mut self, me: Frame, request: Request) -> bool {
         let block = self.machine.block(me);
         let slot = block.registers.rdi as usize;
-        if !is_plain(request) || self.reschedule || slot >= SLOTS {
+        if !is_plain(request) || self.cpu.reschedule || slot >= SLOTS {
             return false;
         }
         let capability = &block.slots[slot];
@@ -57,11 +57,15 @@ impl<M: Machine> Kernel<M> {
         if server == me || !self.frames.is_block(server, capability.generation) {
             return false;
         }
-        let lend = block.registers.r15;
+        let (lend, band) = (block.registers.r15, block.band);
         let sequence = block.sequence.wrapping_add(1);
 
         let peer = self.machine.block_mut(server);
-        if peer.state() != State::Receiving || peer.incarnation != incarnation || peer.timers[WAIT].deadline != 0 {
+        if peer.state() != State::Receiving
+            || peer.band > band
+            || peer.incarnation != incarnation
+            || peer.timers[WAIT].deadline != 0
+        {
             return false;
         }
         peer.set_state(State::Runnable);
@@ -81,7 +85,7 @@ impl<M: Machine> Kernel<M> {
         (block.sequence, block.partner) = (sequence, server);
         (block.request, block.badge, block.lend) = (request.0, badge, lend);
         block.set_state(State::Awaiting);
-        self.current = server;
+        self.cpu.current = server;
         true
     }
 
@@ -92,7 +96,7 @@ impl<M: Machine> Kernel<M> {
         let token = block.registers.rdi;
         let client = token as Frame;
         let plain = is_plain(request) && block.pending == 0 && block.callers.first == NO_FRAME;
-        if !plain || self.reschedule || block.registers.r15 != NEVER || !self.frames.has_block(client) {
+        if !plain || self.cpu.reschedule || block.registers.r15 != NEVER || !self.frames.has_block(client) {
             return false;
         }
         let peer = self.machine.block(client);
@@ -100,7 +104,10 @@ impl<M: Machine> Kernel<M> {
         if token != expected || peer.state() != State::Awaiting || peer.partner != me {
             return false;
         }
-        if self.scheduler.better_than(peer.band) {
+        // Others of its band need the timer.
+        if self.cpu.scheduler.any_as_good(peer.band)
+            && (self.cpu.scheduler.better_than(peer.band) || !self.cpu.ends_slice())
+        {
             return false;
         }
         let peer = self.machine.block_mut(client);
@@ -124,7 +131,7 @@ impl<M: Machine> Kernel<M> {
         block.request = request.0;
         block.set_state(State::Receiving);
         self.copy_short(me, client, request);
-        self.current = client;
+        self.cpu.current = client;
         true
     }
 }

@@ -85,8 +85,11 @@ impl<M: Machine> Kernel<M> {
         // A capability may name no line.
         let Some(bit) = 1u64.checked_shl(u32::from(line)) else { return };
         let block = self.machine.block_mut(frame);
+        let new = block.pending & bit == 0;
         block.pending |= bit;
         match block.state() {
+            // One that runs elsewhere would not be told before it comes into the kernel of itself.
+            State::Runnable if new && block.is_vm() => self.kick_runner(frame),
             State::Receiving if !block.is_vm() => {
                 self.take_interrupts(frame);
                 self.wake(frame);
@@ -108,7 +111,7 @@ impl<M: Machine> Kernel<M> {
 
     /// Ends the wait of a domain.
     fn wake(&mut self, frame: Frame) {
-        self.timers.cancel(&mut self.machine, frame, WAIT);
+        self.cancel_timer(frame, WAIT);
         self.make_runnable(frame);
     }
 
@@ -148,8 +151,7 @@ impl<M: Machine> Kernel<M> {
 
     /// Sets the deadline of a wait that begins.
     pub(crate) fn wait_until(&mut self, me: Frame, deadline: u64) {
-        self.timers.set(&mut self.machine, me, WAIT, deadline);
-        self.arm();
+        self.set_timer_node(me, WAIT, deadline);
     }
 
     /// Brings what is pending into the register page of a VM about to run, and enters its handler if it wants that.
@@ -228,7 +230,7 @@ impl<M: Machine> Kernel<M> {
         if deadline <= self.machine.now() {
             // Nothing to wait for: let others of the band go first.
             self.block_current(me, State::Runnable);
-            self.scheduler.add(&mut self.machine, me, false);
+            self.enqueue(me, false);
             return Err(Stop::Done);
         }
         self.note_idle(me);
@@ -243,10 +245,9 @@ impl<M: Machine> Kernel<M> {
     pub(crate) fn set_timer(&mut self, me: Frame) -> Outcome {
         let deadline = self.machine.block(me).registers.rdi;
         if deadline == NEVER {
-            self.timers.cancel(&mut self.machine, me, CLOCK);
+            self.cancel_timer(me, CLOCK);
         } else {
-            self.timers.set(&mut self.machine, me, CLOCK, deadline);
-            self.arm();
+            self.set_timer_node(me, CLOCK, deadline);
         }
         Ok(())
     }

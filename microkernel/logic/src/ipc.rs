@@ -69,9 +69,9 @@ impl<M: Machine> Kernel<M> {
             match self.deliver_message(me, server, Wake::Call) {
                 Ok(()) => {
                     self.await_reply(me, server);
-                    self.timers.cancel(&mut self.machine, server, WAIT);
+                    self.cancel_timer(server, WAIT);
                     self.machine.block_mut(server).set_state(State::Runnable);
-                    self.current = server;
+                    self.continue_with(server);
                     return Err(Stop::Done);
                 }
                 Err(Undelivered::Sender(stop)) => return Err(stop),
@@ -201,8 +201,7 @@ impl<M: Machine> Kernel<M> {
     /// `Number::Reply`.
     pub(crate) fn reply(&mut self, me: Frame, request: Request) -> Outcome {
         let client = self.answer(me, request)?;
-        self.scheduler.add(&mut self.machine, client, true);
-        self.reschedule = true;
+        self.enqueue(client, true);
         Ok(())
     }
 
@@ -228,10 +227,20 @@ impl<M: Machine> Kernel<M> {
             return self.receive(me, answered, deadline);
         }
         if answered != NO_FRAME {
-            self.scheduler.add(&mut self.machine, answered, true);
-            self.reschedule = true;
+            self.enqueue(answered, true);
         }
         Err(Stop::Done)
+    }
+
+    /// Lets a domain go on in place of the one that has called, unless somebody better waits. If others of its band wait, for
+    /// whom the timer was not set while one of a better band ran, it is set.
+    fn continue_with(&mut self, frame: Frame) {
+        self.cpu.current = frame;
+        let band = self.machine.block(frame).band;
+        let scheduler = &self.cpu.scheduler;
+        if scheduler.better_than(band) || scheduler.any_in(band) && !self.cpu.ends_slice() {
+            self.cpu.reschedule = true;
+        }
     }
 
     /// Waits for a message. The client that was just answered goes on at once unless somebody better waits.
@@ -242,10 +251,7 @@ impl<M: Machine> Kernel<M> {
             self.wait_until(me, deadline);
         }
         if answered != NO_FRAME {
-            self.current = answered;
-            if self.scheduler.better_than(self.machine.block(answered).band) {
-                self.reschedule = true;
-            }
+            self.continue_with(answered);
         }
         Err(Stop::Done)
     }
@@ -268,8 +274,7 @@ impl<M: Machine> Kernel<M> {
                 }
                 Err(undelivered) => {
                     self.machine.block_mut(caller).set_state(State::Runnable);
-                    self.scheduler.add(&mut self.machine, caller, true);
-                    self.reschedule = true;
+                    self.enqueue(caller, true);
                     let stop = match undelivered {
                         Undelivered::Sender(stop) => stop,
                         Undelivered::Receiver => Error::TooLong.into(),
@@ -297,7 +302,7 @@ impl<M: Machine> Kernel<M> {
             Err(Undelivered::Sender(stop)) => return Err(stop),
             Err(Undelivered::Receiver) => return Err(Error::TooLong.into()),
         }
-        self.timers.cancel(&mut self.machine, peer, WAIT);
+        self.cancel_timer(peer, WAIT);
         self.make_runnable(peer);
         Ok(())
     }

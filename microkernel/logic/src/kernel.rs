@@ -2,12 +2,13 @@
 
 use crate::{
     Frame, Machine, NO_FRAME,
-    block::{FLAG_FULL_RESTORE, FLAG_REWARD, State},
+    block::{FLAG_REWARD, State},
     devices::Vectors,
     frames::FrameTable,
     paging::Missing,
-    scheduler::{SLICE, Scheduler},
-    timers::{self, Timers},
+    processors::{PROCESSORS, Processor},
+    scheduler::{SLICE, take_reward},
+    timers,
 };
 use protocol::{
     abi::{Error, NEVER, Number, Reply, Request},
@@ -23,24 +24,18 @@ pub struct Kernel<M: Machine> {
     pub machine: M,
     /// The frame table.
     pub frames: FrameTable,
-    pub(crate) scheduler: Scheduler,
-    pub(crate) timers: Timers,
     pub(crate) vectors: Vectors,
-    /// The domain that runs; [`NO_FRAME`]: none.
-    pub(crate) current: Frame,
-    /// The domain whose address space and floating-point state are loaded.
-    loaded: Frame,
-    /// Ticks at which `loaded` was switched to.
-    since: u64,
-    /// When the slice of the running domain ends.
-    pub(crate) slice_end: u64,
-    /// What the timer is set to.
-    armed: u64,
+    /// The processor that is in the kernel.
+    pub(crate) here: usize,
+    /// Its record.
+    pub(crate) cpu: Processor,
+    /// Those of the others; that of `here` is out of date.
+    pub(crate) parked: [Processor; PROCESSORS],
+    /// Processors that run domains: the first so many.
+    pub(crate) online: usize,
     /// Tests: the short ways are not taken.
     #[cfg(test)]
     pub(crate) long_way_only: bool,
-    /// Somebody woke, or the slice is over: look for a better domain before going back.
-    pub(crate) reschedule: bool,
 }
 
 /// Why a call did not end with its own results in the registers.
@@ -75,24 +70,20 @@ impl<M: Machine> Kernel<M> {
         Kernel {
             machine,
             frames,
-            scheduler: Scheduler::default(),
-            timers: Timers::default(),
             vectors: Vectors::new(),
-            current: NO_FRAME,
-            loaded: NO_FRAME,
-            since: 0,
-            slice_end: NEVER,
-            armed: NEVER,
+            here: 0,
+            cpu: Processor::NEW,
+            parked: [Processor::NEW; PROCESSORS],
+            online: 1,
             #[cfg(test)]
             long_way_only: false,
-            reschedule: true,
         }
     }
 
     /// The running domain has executed `syscall`; its registers are in its control block. Returns who runs next.
-    #[inline]
+    #[inline(always)]
     pub fn system_call(&mut self) -> Frame {
-        let me = self.current;
+        let me = self.cpu.current;
         let request = Request(self.machine.block(me).registers.rax);
         // The commonest calls by their short ways; the rest through the table.
         let number = request.0 & (Request::TOP | 0xff);
@@ -102,7 +93,7 @@ impl<M: Machine> Kernel<M> {
         }
         let short = (number == Request::new(Number::Call).0 && self.fast_call(me, request))
             || (number == Request::new(Number::ReplyWait).0 && self.fast_reply_wait(me, request));
-        if short { self.go(self.current) } else { self.slow_call(me, request) }
+        if short { self.go(self.cpu.current) } else { self.slow_call(me, request) }
     }
 
     #[inline(never)]
@@ -153,6 +144,7 @@ impl<M: Machine> Kernel<M> {
             Number::DomainSave => self.domain_save(me),
             Number::DomainRestore => self.domain_restore(me),
             Number::Scan => self.scan(me),
+            Number::ProcessorStart => self.processor_start(me),
         }
     }
 
@@ -177,10 +169,12 @@ impl<M: Machine> Kernel<M> {
 
     /// The running domain has faulted; its registers are in its control block. Returns who runs next.
     pub fn exception(&mut self, vector: u8, error: u64, address: u64) -> Frame {
-        let me = self.current;
+        let me = self.cpu.current;
         if me != NO_FRAME {
-            self.machine.block_mut(me).flags |= FLAG_FULL_RESTORE;
             if vector == 14 {
+                if self.online > 1 && self.would_succeed(self.machine.block(me).root, address, error) {
+                    return self.leave();
+                }
                 self.trap(me, EventKind::PageFault, error as u32, address, error);
             } else {
                 self.trap(me, EventKind::Exception, u32::from(vector), 0, error);
@@ -191,7 +185,6 @@ impl<M: Machine> Kernel<M> {
 
     /// A hardware interrupt has come. Returns who runs next.
     pub fn hardware_interrupt(&mut self, vector: u8) -> Frame {
-        self.mark_interrupted();
         self.hardware(vector);
         self.machine.end_of_interrupt();
         self.leave()
@@ -199,22 +192,21 @@ impl<M: Machine> Kernel<M> {
 
     /// The timer has run out. Returns who runs next.
     pub fn timer_interrupt(&mut self) -> Frame {
-        self.mark_interrupted();
         self.machine.end_of_interrupt();
-        self.armed = NEVER;
+        self.cpu.armed = NEVER;
         let now = self.machine.now();
         for _ in 0..TIMERS_AT_ONCE {
-            let Some((frame, node)) = self.timers.expire(&mut self.machine, now) else { break };
+            let Some((frame, node)) = self.cpu.timers.expire(&mut self.machine, now) else { break };
             if node == timers::CLOCK {
                 self.raise(frame, line::TIMER);
             } else {
                 self.wait_over(frame);
             }
         }
-        if now >= self.slice_end {
-            self.reschedule = true;
+        if now >= self.cpu.slice_end {
+            self.cpu.reschedule = true;
         }
-        if !self.reschedule {
+        if !self.cpu.reschedule {
             self.arm();
         }
         self.leave()
@@ -225,29 +217,22 @@ impl<M: Machine> Kernel<M> {
         self.leave()
     }
 
-    /// An interrupt that means nothing has come. Returns who runs next.
+    /// An interrupt that means nothing by itself has come: a spurious one, or another processor's. Returns who runs next.
     pub fn spurious_interrupt(&mut self) -> Frame {
-        self.mark_interrupted();
         self.leave()
     }
 
     /// The domain that runs, or [`NO_FRAME`].
     pub fn running(&self) -> Frame {
-        self.current
-    }
-
-    fn mark_interrupted(&mut self) {
-        if self.current != NO_FRAME {
-            self.machine.block_mut(self.current).flags |= FLAG_FULL_RESTORE;
-        }
+        self.cpu.current
     }
 
     /// Takes the running domain off the processor; it is in no queue.
     #[inline]
     pub(crate) fn block_current(&mut self, me: Frame, state: State) {
         self.machine.block_mut(me).set_state(state);
-        if self.current == me {
-            self.current = NO_FRAME;
+        if self.cpu.current == me {
+            self.cpu.current = NO_FRAME;
         }
     }
 
@@ -259,8 +244,8 @@ impl<M: Machine> Kernel<M> {
         if now.saturating_sub(block.idle_since) >= SLICE {
             block.slice_left = 0;
         }
-        self.scheduler.wake(&mut self.machine, frame);
-        self.reschedule = true;
+        let reward = take_reward(&mut self.machine, frame);
+        self.enqueue(frame, reward);
     }
 
     /// Remembers that a domain goes idle of itself before its slice is over, for the reward: it will go first, with what is
@@ -268,7 +253,7 @@ impl<M: Machine> Kernel<M> {
     /// processor for ever.
     pub(crate) fn note_idle(&mut self, me: Frame) {
         let now = self.machine.now();
-        let left = self.slice_end.saturating_sub(now).min(SLICE);
+        let left = self.cpu.slice_end.saturating_sub(now).min(SLICE);
         let block = self.machine.block_mut(me);
         (block.slice_left, block.idle_since) = (left, now);
         if left > 0 {
@@ -279,19 +264,20 @@ impl<M: Machine> Kernel<M> {
     /// Chooses who runs next and loads it.
     #[inline(always)]
     pub(crate) fn leave(&mut self) -> Frame {
-        if self.reschedule || self.current == NO_FRAME {
+        if self.cpu.reschedule || self.cpu.current == NO_FRAME {
             self.choose();
-            if self.current == NO_FRAME {
+            if self.cpu.current == NO_FRAME {
+                self.rest();
                 return NO_FRAME;
             }
         }
-        self.go(self.current)
+        self.go(self.cpu.current)
     }
 
     /// Loads a domain and brings it what is pending.
     #[inline(always)]
     fn go(&mut self, next: Frame) -> Frame {
-        if next != self.loaded {
+        if next != self.cpu.loaded {
             self.switch(next);
         }
         if self.machine.block(next).pending != 0 {
@@ -302,42 +288,50 @@ impl<M: Machine> Kernel<M> {
 
     #[inline(never)]
     fn choose(&mut self) {
-        self.reschedule = false;
         let now = self.machine.now();
-        let current = self.current;
+        let current = self.cpu.current;
         if current != NO_FRAME {
             let band = self.machine.block(current).band;
-            let over = now >= self.slice_end;
-            let better = self.scheduler.better_than(band);
-            let giving_way = over && self.scheduler.any_in(band);
+            let over = now >= self.cpu.slice_end;
+            let better = self.cpu.scheduler.better_than(band);
+            let giving_way = over && (self.online > 1 && self.fetch(Some(band)) || self.cpu.scheduler.any_in(band));
             if !better && !giving_way {
-                if over || self.slice_end == NEVER {
-                    self.slice_end = now.saturating_add(SLICE);
+                if over || self.cpu.slice_end == NEVER {
+                    self.cpu.slice_end = now.saturating_add(SLICE);
                 }
+                self.cpu.reschedule = false;
                 self.arm();
                 return;
             }
             // Who is only preempted goes on first, with what is left of its slice: it gains nothing by waking a server.
-            let left = self.slice_end.saturating_sub(now).min(SLICE);
+            let left = self.cpu.slice_end.saturating_sub(now).min(SLICE);
             self.machine.block_mut(current).slice_left = left;
-            self.scheduler.add(&mut self.machine, current, left > 0);
+            self.enqueue(current, left > 0);
+            if over && self.online > 1 {
+                self.offer(band, now);
+            }
         }
-        self.current = self.scheduler.take(&mut self.machine).unwrap_or(NO_FRAME);
-        self.slice_end = NEVER;
-        if self.current != NO_FRAME {
-            let left = core::mem::take(&mut self.machine.block_mut(self.current).slice_left);
-            self.slice_end = now.saturating_add(if left == 0 { SLICE } else { left });
+        self.cpu.current = NO_FRAME;
+        if !self.cpu.scheduler.is_empty() || self.online > 1 && self.fetch(None) {
+            self.cpu.current = self.cpu.scheduler.take(&mut self.machine).unwrap_or(NO_FRAME);
+        }
+        self.cpu.reschedule = false;
+        self.cpu.slice_end = NEVER;
+        if self.cpu.current != NO_FRAME {
+            let left = core::mem::take(&mut self.machine.block_mut(self.cpu.current).slice_left);
+            self.cpu.slice_end = now.saturating_add(if left == 0 { SLICE } else { left });
         }
         self.arm();
     }
 
     /// Sets the timer to whatever comes first: the earliest deadline, or the end of the slice if somebody waits for it.
     pub(crate) fn arm(&mut self) {
-        let waited_for = self.current != NO_FRAME && self.scheduler.any_in(self.machine.block(self.current).band);
-        let slice = if waited_for { self.slice_end } else { NEVER };
-        let deadline = self.timers.earliest(&self.machine).map_or(slice, |timer| timer.min(slice));
-        if deadline != self.armed {
-            self.armed = deadline;
+        let waited_for =
+            self.cpu.current != NO_FRAME && self.cpu.scheduler.any_in(self.machine.block(self.cpu.current).band);
+        let slice = if waited_for { self.cpu.slice_end } else { NEVER };
+        let deadline = self.cpu.timers.earliest(&self.machine).map_or(slice, |timer| timer.min(slice));
+        if deadline != self.cpu.armed {
+            self.cpu.armed = deadline;
             self.machine.arm_timer(deadline);
         }
     }
@@ -345,71 +339,56 @@ impl<M: Machine> Kernel<M> {
     #[inline(always)]
     fn switch(&mut self, next: Frame) {
         let ticks = self.machine.ticks();
-        let previous = self.loaded;
-        if previous != NO_FRAME {
-            let block = self.machine.block_mut(previous);
-            block.cpu_ticks = block.cpu_ticks.wrapping_add(ticks.wrapping_sub(self.since));
-        }
-        self.since = ticks;
+        let previous = self.charge(ticks);
         let block = self.machine.block_mut(next);
         block.switches = block.switches.wrapping_add(1);
+        block.processor = self.here as u8;
         self.machine.switch(previous, next);
-        self.loaded = next;
+        self.cpu.loaded = next;
     }
 
-    /// Charges the time since the last switch before the processor sleeps.
-    pub fn account_idle(&mut self) {
-        let ticks = self.machine.ticks();
-        if self.loaded != NO_FRAME {
-            let block = self.machine.block_mut(self.loaded);
-            block.cpu_ticks = block.cpu_ticks.wrapping_add(ticks.wrapping_sub(self.since));
+    /// Charges the loaded domain for the time since the last switch, and returns it.
+    #[inline(always)]
+    fn charge(&mut self, ticks: u64) -> Frame {
+        let loaded = self.cpu.loaded;
+        if loaded != NO_FRAME {
+            let block = self.machine.block_mut(loaded);
+            block.cpu_ticks = block.cpu_ticks.wrapping_add(ticks.wrapping_sub(self.cpu.since));
         }
-        self.since = ticks;
+        self.cpu.since = ticks;
+        loaded
+    }
+
+    /// Before the processor sleeps: the time from here on is nobody's. Only a processor that is alone keeps what it has loaded.
+    #[inline(never)]
+    fn rest(&mut self) {
+        let ticks = self.machine.ticks();
+        let loaded = self.charge(ticks);
+        if self.online > 1 && loaded != NO_FRAME {
+            self.machine.switch(loaded, NO_FRAME);
+            self.cpu.loaded = NO_FRAME;
+        }
     }
 
     /// An interrupt has come: if the processor slept, the time asleep is nobody's.
     pub fn resume_from_idle(&mut self) {
-        if self.current == NO_FRAME {
-            self.since = self.machine.ticks();
+        if self.cpu.current == NO_FRAME {
+            self.cpu.since = self.machine.ticks();
         }
     }
 
     /// Forgets that a domain which is about to die or be reset is loaded.
     pub(crate) fn unload(&mut self, frame: Frame) {
-        if self.loaded == frame {
-            self.account_idle();
+        if self.cpu.loaded == frame {
+            let ticks = self.machine.ticks();
+            self.charge(ticks);
             self.machine.switch(frame, NO_FRAME);
-            self.loaded = NO_FRAME;
+            self.cpu.loaded = NO_FRAME;
         }
     }
 
     /// Whether a domain's address space is loaded.
     pub(crate) fn is_loaded(&self, frame: Frame) -> bool {
-        self.loaded == frame
-    }
-
-    /// Takes a domain out of whatever it is in: queue, list, timers, processor. Its state is the caller's to set.
-    pub(crate) fn extract(&mut self, frame: Frame) {
-        use crate::lists::{Through, remove};
-        let block = self.machine.block(frame);
-        let partner = block.partner;
-        match block.state() {
-            State::Runnable if self.current == frame => {
-                self.current = NO_FRAME;
-                self.slice_end = NEVER;
-                self.reschedule = true;
-            }
-            State::Runnable => self.scheduler.remove(&mut self.machine, frame),
-            State::Calling => {
-                let callers = self.machine.block(partner).callers;
-                self.machine.block_mut(partner).callers = remove(&mut self.machine, callers, frame, Through::Main);
-            }
-            State::Awaiting => {
-                let clients = self.machine.block(partner).clients;
-                self.machine.block_mut(partner).clients = remove(&mut self.machine, clients, frame, Through::Main);
-            }
-            _ => {}
-        }
-        self.timers.cancel(&mut self.machine, frame, timers::WAIT);
+        self.cpu.loaded == frame
     }
 }

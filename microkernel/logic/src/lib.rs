@@ -16,6 +16,7 @@
 //! | `lists`, `timers`, `scheduler` | intrusive queues through control blocks |
 //! | `paging` | page tables of a domain, its memory as the kernel sees it |
 //! | `kernel` | entry, dispatch, exit |
+//! | `processors` | who runs where, with several processors |
 //! | `ipc`, `fast`, `interrupts`, `events` | messages, their short way, virtual interrupts, event queues |
 //! | `mapping`, `scan`, `transfer`, `control`, `suspend`, `slots`, `devices` | the calls that act on capabilities |
 #![no_std]
@@ -38,6 +39,7 @@ mod lists;
 mod machine;
 mod mapping;
 pub mod paging;
+mod processors;
 mod scan;
 mod scheduler;
 mod slots;
@@ -53,3 +55,4 @@ mod tests;
 pub use frames::{Frame, NO_FRAME};
 pub use kernel::Kernel;
 pub use machine::Machine;
+pub use processors::PROCESSORS;

@@ -1,7 +1,10 @@
 //! The seam between the kernel's logic and the hardware.
 
 use crate::{Frame, block::ControlBlock, paging::Table};
-use protocol::domain::EventKind;
+use protocol::{
+    abi::Error,
+    domain::{EventKind, ProcessorStep},
+};
 
 /// The hardware, as far as the kernel's logic needs it: physical memory, the address space in use, the
 /// clock, interrupt controllers, ports.
@@ -18,6 +21,8 @@ pub trait Machine {
     fn table(&self, frame: Frame) -> &Table;
     /// The page table in a frame, to change.
     fn table_mut(&mut self, frame: Frame) -> &mut Table;
+    /// Sets bits of an entry of a page table that other processors may be using.
+    fn set_bits(&mut self, table: Frame, index: usize, bits: u64);
     /// Fills a frame with zero bytes.
     fn zero(&mut self, frame: Frame);
     /// Reads bytes within one frame of memory.
@@ -30,7 +35,12 @@ pub trait Machine {
     /// Loads the processor with the address space and floating-point state of `next`, after saving that of `previous`
     /// (either may be [`crate::NO_FRAME`]).
     fn switch(&mut self, previous: Frame, next: Frame);
-    /// Forgets the translation of one page of the address space below `root`, wherever it is cached.
+    /// Interrupts another processor, so that it enters the kernel.
+    fn interrupt(&mut self, processor: usize);
+    /// Makes another processor stop in the kernel, before it takes the lock, with everything of its domain saved and nothing loaded. A
+    /// system call that it has not begun is undone: it will be executed again.
+    fn recall(&mut self, processor: usize);
+    /// Forgets the translation of one page of the loaded address space, which is that below `root`.
     fn flush_page(&mut self, root: Frame, address: u64);
 
     /// Nanoseconds since kernel entry.
@@ -60,6 +70,8 @@ pub trait Machine {
     fn line_route(&mut self, number: u32, vector: u8, level: bool, low: bool, masked: bool) -> bool;
     /// The address and data with which a device sends `vector` as a message.
     fn message_for(&self, vector: u8) -> (u64, u32);
+    /// Does a step of starting a processor, which is to be `number`. `apic`: number of its local APIC.
+    fn start_processor(&mut self, number: usize, apic: u32, step: ProcessorStep) -> Result<(), Error>;
     /// Ends the hardware interrupt being handled.
     fn end_of_interrupt(&mut self);
 }

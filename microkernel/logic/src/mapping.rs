@@ -70,6 +70,9 @@ impl<M: Machine> Kernel<M> {
             }
             return Ok(self.add_table(root, operation.address, first)?);
         }
+        if kind != MapKind::Map {
+            self.recall(domain);
+        }
         let loaded = self.is_loaded(domain);
         while *pages < operation.count {
             *budget = budget.checked_sub(1).ok_or(Error::Again)?;

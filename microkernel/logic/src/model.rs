@@ -5,7 +5,10 @@ use crate::{
     block::ControlBlock,
     paging::{Entry, Table},
 };
-use protocol::domain::EventKind;
+use protocol::{
+    abi::Error,
+    domain::{EventKind, ProcessorStep},
+};
 use std::{boxed::Box, collections::HashMap, vec::Vec};
 
 static EMPTY_TABLE: Table = [Entry::EMPTY; 512];
@@ -26,6 +29,23 @@ pub struct Model {
     pub lines: Vec<(u32, u8, bool)>,
     /// Pages flushed.
     pub flushed: Vec<(Frame, u64)>,
+    /// The processor that is in the kernel.
+    pub here: usize,
+    /// Its and the others' state.
+    pub processors: Vec<ProcessorModel>,
+}
+
+/// A processor of the model.
+#[derive(Clone, Default, Debug)]
+pub struct ProcessorModel {
+    /// The domain loaded.
+    pub loaded: Frame,
+    /// What it has cached of that one's page tables: page and entry.
+    pub translations: HashMap<u64, Entry>,
+    /// Whether it was interrupted, and has not entered since.
+    pub interrupted: bool,
+    /// Whether it is in the kernel, waiting for the lock, since it was recalled.
+    pub stopped: bool,
 }
 
 impl Model {
@@ -36,6 +56,16 @@ impl Model {
             *model.block_mut(frame) = ControlBlock::EMPTY;
         }
         model
+    }
+}
+
+impl Model {
+    /// The state of a processor.
+    pub fn processor(&mut self, number: usize) -> &mut ProcessorModel {
+        if self.processors.len() <= number {
+            self.processors.resize(number + 1, ProcessorModel::default());
+        }
+        &mut self.processors[number]
     }
 }
 
@@ -55,6 +85,9 @@ impl Machine for Model {
     }
     fn table_mut(&mut self, frame: Frame) -> &mut Table {
         self.tables.entry(frame).or_insert_with(|| Box::new(EMPTY_TABLE))
+    }
+    fn set_bits(&mut self, table: Frame, index: usize, bits: u64) {
+        self.table_mut(table)[index].0 |= bits;
     }
     fn zero(&mut self, frame: Frame) {
         self.tables.remove(&frame);
@@ -81,9 +114,23 @@ impl Machine for Model {
         }
         self.write(to, &bytes);
     }
-    fn switch(&mut self, _previous: Frame, _next: Frame) {}
+    fn switch(&mut self, previous: Frame, next: Frame) {
+        let processor = self.processor(self.here);
+        assert_eq!(processor.loaded, previous, "the kernel knows what is loaded");
+        *processor = ProcessorModel { loaded: next, ..ProcessorModel::default() };
+    }
     fn flush_page(&mut self, root: Frame, address: u64) {
         self.flushed.push((root, address));
+        self.processor(self.here).translations.remove(&address);
+    }
+    fn interrupt(&mut self, processor: usize) {
+        assert_ne!(processor, self.here, "a processor does not interrupt itself");
+        self.processor(processor).interrupted = true;
+    }
+    fn recall(&mut self, processor: usize) {
+        assert_ne!(processor, self.here, "a processor does not wait for itself");
+        let processor = self.processor(processor);
+        *processor = ProcessorModel { stopped: true, interrupted: processor.interrupted, ..ProcessorModel::default() };
     }
     fn now(&self) -> u64 {
         self.now
@@ -119,6 +166,9 @@ impl Machine for Model {
     }
     fn message_for(&self, vector: u8) -> (u64, u32) {
         (0xfee0_0000, u32::from(vector))
+    }
+    fn start_processor(&mut self, _number: usize, apic: u32, _step: ProcessorStep) -> Result<(), Error> {
+        if apic == 0 { Err(Error::Occupied) } else { Ok(()) }
     }
     fn end_of_interrupt(&mut self) {}
 }

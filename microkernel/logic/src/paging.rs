@@ -179,15 +179,30 @@ impl<M: Machine> Kernel<M> {
     #[inline]
     pub(crate) fn reach(&mut self, root: Frame, address: u64, write: bool) -> Result<u64, Missing> {
         let table = self.leaf_table(root, address).ok_or(Missing { address, write })?;
-        let entry = &mut self.machine.table_mut(table)[index(address, 1)];
+        let index = index(address, 1);
+        let entry = self.machine.table(table)[index];
         if !entry.may(write) {
             return Err(Missing { address, write });
         }
         let used = ACCESSED | if write { DIRTY } else { 0 };
         if entry.0 & used != used {
-            entry.0 |= used;
+            self.machine.set_bits(table, index, used);
         }
         Ok(entry.physical(address))
+    }
+
+    /// Whether an access of ring 3 that has faulted would succeed now: another processor has mapped the page meanwhile. `error`: the
+    /// processor's code (Intel SDM vol. 3, 4.7).
+    pub(crate) fn would_succeed(&self, root: Frame, address: u64, error: u64) -> bool {
+        const WRITING: u64 = 1 << 1;
+        const RING_3: u64 = 1 << 2;
+        const RESERVED: u64 = 1 << 3;
+        const FETCHING: u64 = 1 << 4;
+        let entry = if address < SPACE_END { self.entry(root, address) } else { Entry::EMPTY };
+        entry.is_present()
+            && error & (RING_3 | RESERVED) == RING_3
+            && (error & WRITING == 0 || entry.is_writable())
+            && (error & FETCHING == 0 || entry.0 & NO_EXECUTE == 0)
     }
 
     /// Reads `bytes` from a range, which must be as long.

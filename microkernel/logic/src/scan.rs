@@ -27,6 +27,9 @@ impl<M: Machine> Kernel<M> {
         let range = UserRange::new(to, pages)?;
         // Nothing may change before it is sure that the answer can be written.
         self.probe_user(my_root, range, true)?;
+        if !action.is_empty() {
+            self.recall(domain);
+        }
         let root = self.machine.block(domain).root;
         let loaded = self.is_loaded(domain);
         let mut states = [0; SCAN_PAGES];

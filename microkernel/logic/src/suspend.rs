@@ -120,8 +120,7 @@ impl<M: Machine> Kernel<M> {
         block.fpu.make_valid(components);
         block.set_state(State::Held);
         if saved.clock != NEVER {
-            self.timers.set(&mut self.machine, frame, CLOCK, saved.clock);
-            self.arm();
+            self.set_timer_node(frame, CLOCK, saved.clock);
         }
         Ok(())
     }

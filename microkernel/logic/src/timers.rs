@@ -17,7 +17,7 @@ type Timer = u32;
 const NONE: Timer = 0;
 
 /// The tree.
-#[derive(Clone, Copy, Default, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Timers {
     root: Timer,
 }
@@ -86,6 +86,9 @@ fn join<M: Machine>(machine: &mut M, less: Timer, more: Timer) -> Timer {
 }
 
 impl Timers {
+    /// No timer is set.
+    pub const EMPTY: Timers = Timers { root: NONE };
+
     /// Sets a timer of a domain, in place of its former setting.
     pub fn set<M: Machine>(&mut self, machine: &mut M, frame: Frame, node: usize, deadline: u64) {
         self.cancel(machine, frame, node);
@@ -131,6 +134,19 @@ impl Timers {
         self.first(machine).map(|timer| get(machine, timer).deadline)
     }
 
+    /// How many are set.
+    #[cfg(test)]
+    pub fn count<M: Machine>(&self, machine: &M) -> usize {
+        fn below<M: Machine>(machine: &M, tree: Timer) -> usize {
+            if tree == NONE {
+                0
+            } else {
+                1 + below(machine, get(machine, tree).left) + below(machine, get(machine, tree).right)
+            }
+        }
+        below(machine, self.root)
+    }
+
     fn first<M: Machine>(&self, machine: &M) -> Option<Timer> {
         let mut at = self.root;
         if at == NONE {
@@ -167,7 +183,7 @@ mod tests {
         #[test]
         fn agrees_with_an_ordered_set(steps in proptest::collection::vec((1u32..20, 0usize..2, 0u64..50, any::<bool>()), 0..300)) {
             let mut machine = Model::with_blocks(1..20);
-            let mut timers = Timers::default();
+            let mut timers = Timers::EMPTY;
             let mut set: BTreeSet<(u64, u32, usize)> = BTreeSet::new();
             for (frame, node, deadline, cancel) in steps {
                 set.retain(|(_, f, n)| (*f, *n) != (frame, node));

@@ -13,7 +13,7 @@ pub use raw::enter as enter_raw;
 use protocol::{
     abi::{Error, Lend, MESSAGE_WORDS, NEVER, Number, Reply, Request, SHORT_MESSAGE, Target, Wake},
     capability::{Description, Narrow},
-    domain::{Control, DomainParameters, Event, InterruptSource, SavedDomain, Usage},
+    domain::{Control, DomainParameters, Event, InterruptSource, ProcessorStep, SavedDomain, Usage},
     memory::{BATCH, MapOperation, Scan, TransferOperation},
 };
 
@@ -347,6 +347,12 @@ pub fn interrupt_acknowledge(slot: u8) -> Result<()> {
 /// Tells the kernel of an I/O APIC.
 pub fn io_apic_add(authority: u8, address: u64, first_interrupt: u32) -> Result<()> {
     simple(Number::IoApicAdd, [u64::from(authority), address, u64::from(first_interrupt), 0, 0]).map(drop)
+}
+
+/// Does a step of starting the processor with this local APIC. Returns how many run domains.
+pub fn processor_start(authority: u8, apic: u32, step: ProcessorStep) -> Result<usize> {
+    let arguments = [u64::from(authority), u64::from(apic), step as u64, 0, 0];
+    simple(Number::ProcessorStart, arguments).map(|(online, _)| online as usize)
 }
 
 /// Reads an I/O port, `width` 1, 2 or 4 bytes.

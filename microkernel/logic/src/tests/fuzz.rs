@@ -16,7 +16,7 @@ struct Attempt {
 }
 
 /// Values that mean something somewhere, and any others.
-fn value() -> impl Strategy<Value = u64> {
+pub(super) fn value() -> impl Strategy<Value = u64> {
     prop_oneof![
         0u64..5,
         Just(u64::from(ALL)),
@@ -52,7 +52,7 @@ fn attempt() -> impl Strategy<Value = Attempt> {
 }
 
 /// Checks what must hold between any two system calls.
-fn check(world: &World) -> Result<(), TestCaseError> {
+pub(super) fn check(world: &World) -> Result<(), TestCaseError> {
     let kernel = &world.kernel;
     let mut mapped: HashMap<Frame, u32> = HashMap::new();
     for frame in (1..FRAMES).filter(|frame| kernel.frames.kind(*frame) == FrameKind::Block) {

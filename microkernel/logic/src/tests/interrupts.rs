@@ -162,7 +162,7 @@ fn a_slice_ends_when_another_vm_waits() {
     let mut world = World::new();
     let (first, second) = (world.vm(), world.vm());
     world.run(first);
-    world.kernel.reschedule = true;
+    world.kernel.cpu.reschedule = true;
     world.kernel.spurious_interrupt();
     assert_eq!(world.kernel.running(), first);
     world.kernel.machine.now += crate::scheduler::SLICE;
@@ -175,7 +175,7 @@ fn a_vm_that_runs_alone_is_not_interrupted() {
     let mut world = World::new();
     let vm = world.vm();
     world.run(vm);
-    world.kernel.reschedule = true;
+    world.kernel.cpu.reschedule = true;
     world.kernel.spurious_interrupt();
     for _ in 0..3 {
         world.kernel.machine.now += 2 * crate::scheduler::SLICE;

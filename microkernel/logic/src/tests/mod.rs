@@ -7,6 +7,7 @@ mod interrupts;
 mod ipc;
 mod lifecycle;
 mod memory;
+mod processors;
 mod suspend;
 
 use crate::{
@@ -105,14 +106,14 @@ impl World {
             return;
         }
         if current != NO_FRAME {
-            let scheduler = &mut self.kernel.scheduler;
+            let scheduler = &mut self.kernel.cpu.scheduler;
             scheduler.add(&mut self.kernel.machine, current, false);
         }
-        let scheduler = &mut self.kernel.scheduler;
+        let scheduler = &mut self.kernel.cpu.scheduler;
         scheduler.remove(&mut self.kernel.machine, frame);
-        self.kernel.current = frame;
-        self.kernel.slice_end = self.kernel.machine.now + crate::scheduler::SLICE;
-        self.kernel.reschedule = false;
+        self.kernel.cpu.current = frame;
+        self.kernel.cpu.slice_end = self.kernel.machine.now + crate::scheduler::SLICE;
+        self.kernel.cpu.reschedule = false;
     }
 
     /// `frame` executes a system call; its registers afterwards are those it will see when it runs next.
