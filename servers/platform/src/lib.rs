@@ -6,6 +6,7 @@
 //! * [`registers`]: which pages of a device's registers a driver gets.
 //! * [`routing`]: I/O APICs and the lines of legacy interrupts, from the MADT.
 //! * [`rtc`]: the wall clock.
+//! * [`processors`]: which processors there are, and starting them.
 //! * [`platform`]: claims, interrupts, requests.
 #![no_std]
 #![deny(unsafe_code)]
@@ -20,6 +21,7 @@ pub mod enumerate;
 #[cfg(test)]
 mod mock;
 pub mod platform;
+pub mod processors;
 pub mod registers;
 pub mod routing;
 pub mod rtc;

@@ -13,14 +13,15 @@ use platform::{
     device::Device,
     enumerate::enumerate,
     platform::{Client, Machine, Message, Platform},
+    processors,
     registers::Block,
     routing::Routing,
     rtc,
 };
 use protocol::{
-    abi::Target,
+    abi::{Error, Target},
     capability::Narrow,
-    domain::InterruptSource,
+    domain::{InterruptSource, ProcessorStep},
     layout::PAGE,
     manifest::Resource,
     memory::Access,
@@ -153,6 +154,24 @@ impl Machine for Pc {
     }
 }
 
+impl processors::Starter for Pc {
+    fn step(&mut self, apic: u32, step: ProcessorStep) -> Result<usize, Error> {
+        hypercall::processor_start(self.authority, apic, step)
+    }
+    fn now(&self) -> u64 {
+        clock::now()
+    }
+    fn wait(&mut self, nanoseconds: u64) {
+        let end = clock::now() + nanoseconds;
+        while clock::now() < end {
+            hypercall::idle(end);
+        }
+    }
+    fn log(&self, text: Arguments<'_>) {
+        server_runtime::log!("{text}");
+    }
+}
+
 /// The clock's registers.
 struct Clock<'a>(&'a Pc);
 
@@ -188,8 +207,10 @@ fn start(startup: &Startup) -> Server {
     let Some(devices) = devices else {
         panic!("the system file does not give this server the machine (`platform = true`)");
     };
-    let pc = Pc { ports, devices, authority: devices + 1, given: slots::alloc(), tables: Vec::new() };
-    let (routing, century) = read_tables(devices, startup.rsdp, startup.incarnation == 0);
+    let mut pc = Pc { ports, devices, authority: devices + 1, given: slots::alloc(), tables: Vec::new() };
+    let (routing, century, processors) = read_tables(devices, startup.rsdp, startup.incarnation == 0);
+    // They need some time after this, in which there is enough to do.
+    let processors = processors::reset(&mut pc, &processors);
     for io_apic in &routing.io_apics {
         match hypercall::io_apic_add(pc.authority, io_apic.address, io_apic.first) {
             Ok(()) => {}
@@ -207,6 +228,9 @@ fn start(startup: &Startup) -> Server {
     let clients =
         clients.map(|client| Client::new(client.badge, client.pci_devices.clone(), client.isa_interrupts.clone()));
     let found = enumerate(&pc);
+    if let Some(online) = processors::start(&mut pc, processors) {
+        server_runtime::log!("{online} processors run domains");
+    }
     let platform = Platform::new(pc, routing, found, clients.collect(), startup.incarnation > 0);
     if startup.incarnation == 0 {
         for (device, driven) in platform.devices() {
@@ -218,9 +242,9 @@ fn start(startup: &Startup) -> Server {
     Server { platform, wall_clock }
 }
 
-/// The wiring of interrupts and the clock's century register; those of a PC of old if the tables do not say. `first`: not a
+/// The wiring of interrupts, the clock's century register, and the processors; those of a PC of old if the tables do not say. `first`: not a
 /// restart of this server, which the operator need not be told all again.
-fn read_tables(devices: u8, rsdp: u64, first: bool) -> (Routing, u8) {
+fn read_tables(devices: u8, rsdp: u64, first: bool) -> (Routing, u8, Vec<u32>) {
     match tables::read(devices, rsdp) {
         Ok(tables) => {
             let routing = tables.routing.unwrap_or_else(|why| {
@@ -230,11 +254,11 @@ fn read_tables(devices: u8, rsdp: u64, first: bool) -> (Routing, u8) {
             if let Some(ecam) = tables.ecam.filter(|_| first) {
                 server_runtime::log!("configuration space is also at {ecam:#x} (unused)");
             }
-            (routing, tables.century)
+            (routing, tables.century, tables.processors)
         }
         Err(why) => {
             server_runtime::log!("no ACPI tables ({why}); going on with the defaults of a PC of old");
-            (Routing::default(), 0)
+            (Routing::default(), 0, Vec::new())
         }
     }
 }

@@ -5,9 +5,10 @@ use alloc::{
     alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error},
     format,
     string::String,
+    vec::Vec,
 };
 use core::ptr::NonNull;
-use platform::routing::Routing;
+use platform::{processors, routing::Routing};
 use protocol::{
     layout::{MAPPINGS, PAGE},
     memory::Access,
@@ -29,6 +30,8 @@ const BIOS_AREA: (u64, u64) = (0xe0, 33);
 pub struct Tables {
     /// The wiring of interrupts, or why it could not be read.
     pub routing: Result<Routing, String>,
+    /// Numbers of the local APICs of all processors.
+    pub processors: Vec<u32>,
     /// Register of the clock that holds the century; 0: none.
     pub century: u8,
     /// Where configuration space is memory-mapped.
@@ -59,12 +62,14 @@ pub fn read(devices: u8, rsdp: u64) -> Result<Tables, String> {
         Some(entries) => Routing::from_madt(entries).map_err(|error| format!("MADT: {error}")),
         None => Err("MADT: too short".into()),
     });
+    let processors = with_table::<Madt, _>(&tables, |bytes| bytes.get(MADT_HEADER..).map(processors::from_madt));
     let century = with_table::<Fadt, _>(&tables, |bytes| bytes.get(FADT_CENTURY).copied().unwrap_or(0));
     let ecam = with_table::<Mcfg, _>(&tables, |bytes| {
         bytes.get(MCFG_ADDRESS..).and_then(|bytes| bytes.first_chunk()).map(|bytes| u64::from_le_bytes(*bytes))
     });
     Ok(Tables {
         routing: routing.unwrap_or_else(|| Err("there is no valid MADT".into())),
+        processors: processors.flatten().unwrap_or_default(),
         century: century.unwrap_or(0),
         ecam: ecam.flatten(),
     })
