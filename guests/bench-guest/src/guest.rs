@@ -26,7 +26,7 @@ async fn main(spawner: Spawner) {
     if vm::arguments().split_whitespace().any(|argument| argument == "disk") {
         return crate::disk::run(spawner).await;
     }
-    if crate::swap::run(&vm::arguments()) {
+    if crate::compute::run(&vm::arguments()) || crate::swap::run(&vm::arguments()) {
         return;
     }
     let unit = unit();

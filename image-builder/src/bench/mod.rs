@@ -8,6 +8,7 @@ mod disk;
 mod drivers;
 mod ipc;
 pub mod result;
+mod smp;
 mod swap;
 mod vdisk;
 
@@ -37,8 +38,16 @@ pub struct Benchmark {
 }
 
 /// All benchmarks.
-pub fn all() -> [Benchmark; 6] {
-    [ipc::BENCHMARK, boot::BENCHMARK, drivers::BENCHMARK, disk::BENCHMARK, vdisk::BENCHMARK, swap::BENCHMARK]
+pub fn all() -> [Benchmark; 7] {
+    [
+        ipc::BENCHMARK,
+        boot::BENCHMARK,
+        smp::BENCHMARK,
+        drivers::BENCHMARK,
+        disk::BENCHMARK,
+        vdisk::BENCHMARK,
+        swap::BENCHMARK,
+    ]
 }
 
 /// Runs a benchmark: prints a table and, if wanted, writes a file.

@@ -33,6 +33,8 @@ pub struct Context<'a> {
     boots: usize,
     /// Whether the next boot finds the disks of the one before.
     keep_disks: bool,
+    /// Processors of the machines, in place of what the system file says.
+    processors: Option<u16>,
     /// Disks that forget what was not flushed.
     volatile: Vec<Volatile>,
     /// Folder of the machine's control socket: its path must be short.
@@ -54,6 +56,7 @@ impl<'a> Context<'a> {
             reachable: Vec::new(),
             boots: 0,
             keep_disks: false,
+            processors: None,
             volatile: Vec::new(),
             sockets: None,
         })
@@ -109,7 +112,13 @@ impl<'a> Context<'a> {
         let mut machine = self.session.machine(system, built, ports::network(system, &self.reachable));
         self.add_disks(system, &mut machine)?;
         change(self, &mut machine)?;
+        machine.cpus = self.processors.unwrap_or(machine.cpus);
         self.start(&machine)
+    }
+
+    /// Gives the machines that are booted from now on so many processors, whatever the system file says.
+    pub fn processors(&mut self, processors: u16) {
+        self.processors = Some(processors);
     }
 
     /// Waits until the machine has switched itself off.

@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(15);
 /// So many VMs end between two looks at the web servers.
 const BETWEEN: usize = 10;
 
-fn hostile(context: &mut Context<'_>) -> Result<()> {
+pub(super) fn hostile(context: &mut Context<'_>) -> Result<()> {
     let (system, built) = context.build(Some(IMAGE))?;
     context.boot_built(&system, &built)?;
     let web: Vec<String> = context.services().iter().filter(|r| r.service.http).map(|r| r.vm.clone()).collect();

@@ -15,6 +15,7 @@ mod lan;
 mod nic;
 mod pages;
 mod restart;
+mod smp;
 mod swap;
 mod swap_faults;
 mod vdisk;
@@ -58,6 +59,7 @@ pub fn all() -> Vec<BootTest> {
         pages::TESTS,
         hostile::TESTS,
         restart::TESTS,
+        smp::TESTS,
         damage::TESTS,
         disk::TESTS,
         swap::TESTS,

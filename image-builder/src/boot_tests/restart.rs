@@ -31,7 +31,7 @@ pub(super) const TESTS: &[BootTest] = &[
 /// A VM that must live through all of it.
 const VM: &str = "httpd-1";
 
-fn driver_kill(context: &mut Context<'_>) -> Result<()> {
+pub(super) fn driver_kill(context: &mut Context<'_>) -> Result<()> {
     context.boot(None)?;
     kill_while_serving(context, "nic", VM)?;
     context.page("httpd-2", "/")?;
@@ -78,7 +78,7 @@ fn more_answers(context: &Context<'_>, answered: &AtomicUsize, when: &str) -> Re
     Ok(())
 }
 
-fn server_kill(context: &mut Context<'_>) -> Result<()> {
+pub(super) fn server_kill(context: &mut Context<'_>) -> Result<()> {
     let (system, built) = context.build(None)?;
     context.boot_built(&system, &built)?;
     let number = vm_number(context)?;

@@ -50,7 +50,7 @@ pub(super) fn status(context: &Context<'_>, vm: &str) -> Result<Status> {
     serde_json::from_slice(&page.body).into_diagnostic().wrap_err_with(|| miette!("the status of VM `{vm}`"))
 }
 
-fn web(context: &mut Context<'_>) -> Result<()> {
+pub(super) fn web(context: &mut Context<'_>) -> Result<()> {
     context.boot(None)?;
     let servers: Vec<_> = context.services().iter().filter(|r| r.service.http).cloned().collect();
     if servers.len() < 2 {

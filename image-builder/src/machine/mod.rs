@@ -110,6 +110,24 @@ impl Running {
         self.input.take()
     }
 
+    /// For how long each of its processors has run on one of the host's, by QEMU's threads: with `-name …,debug-threads=on` they have names.
+    pub fn processor_times(&self) -> Result<Vec<Duration>> {
+        let threads = PathBuf::from(format!("/proc/{}/task", self.child.id()));
+        let mut times = Vec::new();
+        for thread in std::fs::read_dir(&threads).into_diagnostic()?.flatten() {
+            let name = std::fs::read_to_string(thread.path().join("comm")).unwrap_or_default();
+            let Some(number) = name.strip_prefix("CPU ").and_then(|rest| rest.split('/').next()?.parse::<usize>().ok())
+            else {
+                continue;
+            };
+            let times_of = std::fs::read_to_string(thread.path().join("schedstat")).into_diagnostic()?;
+            let time = times_of.split_whitespace().next().and_then(|time| time.parse().ok());
+            times.push((number, time.ok_or_else(|| miette!("the host does not tell the time of a thread"))?));
+        }
+        times.sort_unstable();
+        Ok(times.into_iter().map(|(_, time)| Duration::from_nanos(time)).collect())
+    }
+
     /// Its exit status if it has ended.
     pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
         self.child.try_wait().into_diagnostic()
