@@ -92,10 +92,12 @@ pub struct VmRecord {
     state: u8,
     /// Chunks of its last segment, suspended as it is.
     pub last: u8,
-    /// Frames that it is to find free when it comes back: the more, the oftener it had to leave in the middle of its work.
+    /// Frames that it is to find free when it comes back, in [`ROOM_UNIT`]s: the more, the oftener it had to leave in the middle of its work.
     pub room: u8,
 
     // -- made anew by a restarted pager --
+    /// Free frames that are kept for it, for a while after it has come back.
+    pub grace: u16,
     /// Its frames.
     pub frames: List,
     /// Its neighbours among those in memory (places + 1).
@@ -112,8 +114,8 @@ pub struct VmRecord {
     idle_place: u16,
     /// Reads and writes of its region that are under way.
     pub under_way: u16,
-    /// Free frames that are kept for it, for a while after it has come back.
-    pub grace: u8,
+    /// Its virtual time when it came into memory, in ticks; what it has used since counts, and is little.
+    pub came: u16,
     /// How it touched the page that it waits for, + 1; 0: it waits for none.
     pub fault: u8,
     /// Flags.
@@ -127,6 +129,8 @@ pub struct VmRecord {
     pub quiet: u8,
 }
 
+/// Frames of a unit of [`VmRecord::room`].
+pub const ROOM_UNIT: u32 = 8;
 /// Most faults in a row at one place that may take nothing to serve.
 const IDLE_FAULTS_MAX: u8 = 16;
 
@@ -226,7 +230,7 @@ impl VmRecord {
     pub fn forget(&mut self) {
         (self.frames, self.ring, self.since, self.seen, self.faults) = (List::default(), [0; 2], 0, 0, 0);
         (self.under_way, self.flags, self.waiting, self.failures, self.quiet) = (0, 0, 0, 0, 0);
-        (self.idle_place, self.idle_faults, self.grace) = (0, 0, 0);
+        (self.idle_place, self.idle_faults, self.grace, self.came) = (0, 0, 0, 0);
         self.set_fault(None);
     }
 }

@@ -12,12 +12,11 @@ use crate::{
     frames::Frame,
     machine::Machine,
     record::{LEAVING, MOVING, STALLED, State},
-    space,
 };
 use alloc::vec::Vec;
 use protocol::{
     domain::Usage,
-    memory::{PageState, SCAN_PAGES, Scan},
+    memory::{PageState, Scan},
 };
 
 /// Nanoseconds of a tick, as a power of two: about a millisecond. 32 bits of them are 52 days, and one turn is lost then.
@@ -28,14 +27,21 @@ const WINDOW: u32 = 100;
 const LOOK: u32 = 1024;
 /// Visits between other work.
 const VISITS: u32 = 16;
-/// Nanoseconds that a VM is left in memory when others wait for it, unless it waits itself; and between two large VMs that are made to give up all they
-/// have. So each can do something with its memory before it is the next one's turn.
+/// Nanoseconds of processor time that a VM may use in memory when others wait for it, unless it waits itself: its turn. So each can do something with its
+/// memory before it is the next one's. Also the nanoseconds between two large VMs that are made to give up all they have.
 const TURN: u64 = 100_000_000;
+/// Nanoseconds that a turn lasts at most, for each VM that is in memory, on top of [`TURN`]: so far it may take until it had the processor.
+const TURN_EACH: u64 = 10_000_000;
 /// Nanoseconds between laps while nothing can be freed before a turn ends.
 const PAUSE: u64 = 5_000_000;
 /// Nanoseconds that VMs have between two of them that leave in the middle of their work, for each that it took to seal one (the disk takes the rest).
 /// Where sealing is slow it would otherwise take all time there is, and every VM's turn would be over before it has done anything.
-const SHARE: u64 = 4;
+const SHARE: u64 = 1;
+/// Nanoseconds without laps, for each that a lap took which freed nothing; and without looking at working sets, for each that it took to find next to
+/// nothing there. So the clock takes a small part of all time, however much memory there is.
+const REST: u64 = 8;
+/// Of so many pages that were looked at one must have been old, or it was next to nothing.
+const YIELD: u32 = 32;
 /// Laps in which a VM must do nothing before it leaves whole.
 const QUIET: u8 = 1;
 /// In place of a number of laps: a VM that has not run since it came. Somebody has fetched it to give it something, which takes a while: it stays for a
@@ -45,6 +51,21 @@ const FRESH: u8 = u8::MAX;
 /// A VM's virtual time, in ticks.
 pub(super) fn virtual_time(usage: &Usage) -> u32 {
     (usage.cpu_time >> TICK) as u32
+}
+
+/// What became of a lap.
+#[derive(Clone, Copy, Debug, Default)]
+struct Lap {
+    /// Frames freed.
+    freed: u32,
+    /// Pages of working sets looked at, those of them that were old, and the nanoseconds that it took.
+    looked_at: u32,
+    old: u32,
+    looking: u64,
+    /// Nanoseconds of all of it.
+    cost: u64,
+    /// When the turn of a VM that could leave ends: the earliest found.
+    turn_ends: Option<u64>,
 }
 
 /// The hand, and how much memory is to be free.
@@ -59,11 +80,12 @@ pub(super) struct Clock {
     cursor: Option<Frame>,
     /// The window, in ticks.
     window: u32,
-    /// Frames freed in this lap, and laps in a row that freed none with a window of no length.
-    freed: u32,
+    /// What became of this lap so far.
+    lap: Lap,
+    /// Laps in a row that freed nothing with a window of no length.
     fruitless: u32,
-    /// When the turn of a VM that could leave ends: the earliest found in this lap.
-    turn_ends: Option<u64>,
+    /// When working sets are looked at again.
+    next_look: u64,
     /// When memory is to be taken back again, if nothing can be done before.
     next_turn: Option<u64>,
     /// When the next VM may be made to leave in the middle of its work.
@@ -91,9 +113,9 @@ impl Clock {
             visited: 0,
             cursor: None,
             window: WINDOW,
-            freed: 0,
+            lap: Lap::default(),
             fruitless: 0,
-            turn_ends: None,
+            next_look: 0,
             next_turn: None,
             next_park: 0,
             forced: 0,
@@ -126,6 +148,16 @@ impl Clock {
         (self.blocked, self.next_turn) = (true, until);
     }
 
+    /// It took so long to make a VM leave in the middle of its work, or a part of that, until now.
+    pub fn made_room(&mut self, now: u64, took: u64) {
+        self.next_park = self.next_park.max(now.saturating_add(took.saturating_mul(SHARE)));
+    }
+
+    /// How long a VM's turn lasts at most.
+    fn longest_turn(&self) -> u64 {
+        TURN + u64::from(self.length) * TURN_EACH
+    }
+
     /// The time for it has come.
     pub fn end_turn(&mut self, now: u64) {
         if self.next_turn.is_some_and(|turn| turn <= now) {
@@ -143,7 +175,9 @@ impl Clock {
 
 impl Pager<'_> {
     /// Puts a VM into the ring, before the hand: it is visited last.
-    pub(super) fn enter_ring(&mut self, place: u32, now: u64) {
+    pub(super) fn enter_ring(&mut self, machine: &mut impl Machine, place: u32) {
+        let now = machine.now();
+        let usage = self.vms.get(place).and_then(|vm| vm.at()).and_then(|at| machine.usage(at).ok());
         let link = place + 1;
         let hand = self.clock.hand;
         let before = hand.checked_sub(1).and_then(|hand| self.vms.get(hand)).map_or(link, |vm| vm.ring[0]);
@@ -151,6 +185,7 @@ impl Pager<'_> {
         if let Some(vm) = self.vms.get_mut(place) {
             vm.ring = [before, after];
             (vm.quiet, vm.since) = (FRESH, (now >> TICK) as u32);
+            vm.came = usage.map_or(0, |usage| virtual_time(&usage)) as u16;
         }
         if hand == 0 {
             self.clock.hand = link;
@@ -210,6 +245,12 @@ impl Pager<'_> {
 
     /// Takes memory back, a bounded number of visits.
     pub(super) fn reclaim(&mut self, machine: &mut impl Machine) {
+        let begun = machine.now();
+        self.go_round(machine);
+        self.clock.lap.cost += machine.now().saturating_sub(begun);
+    }
+
+    fn go_round(&mut self, machine: &mut impl Machine) {
         let target = self.wanted_free().max(self.clock.high);
         for _ in 0..VISITS {
             let Some(place) = self.clock.hand.checked_sub(1) else { break };
@@ -219,7 +260,7 @@ impl Pager<'_> {
             let now = machine.now();
             let force = self.clock.fruitless > 0 && now >= self.clock.forced.saturating_add(TURN);
             let freed = self.visit(machine, place, force);
-            self.clock.freed += freed.frames;
+            self.clock.lap.freed += freed.frames;
             if freed.blocked {
                 // It goes on when a write is over.
                 self.clock.blocked = self.underway.count() > 0 || self.underway.moves() > 0;
@@ -248,16 +289,20 @@ impl Pager<'_> {
         if self.clock.visited < self.clock.length {
             return;
         }
-        let fruitless = core::mem::take(&mut self.clock.freed) == 0;
-        let turn_ends = self.clock.turn_ends.take();
+        let (lap, now) = (core::mem::take(&mut self.clock.lap), machine.now());
         self.clock.visited = 0;
-        if !fruitless {
+        if lap.looked_at > 0 && lap.old <= lap.looked_at / YIELD {
+            self.clock.next_look = now.saturating_add(lap.looking.saturating_mul(REST));
+        }
+        if lap.freed > 0 {
             self.clock.fruitless = 0;
             self.clock.window = (self.clock.window * 2).clamp(1, WINDOW);
-        } else if turn_ends.is_some() {
+        } else if let Some(turn) = lap.turn_ends {
             // No pages are taken out of working sets while a VM can leave whole.
-            let now = machine.now();
-            self.clock.pause(turn_ends.map(|turn| turn.min(now + PAUSE)));
+            let pause = PAUSE.max(lap.cost.saturating_mul(REST));
+            self.clock.pause(Some(turn.min(now.saturating_add(pause))));
+        } else if lap.looked_at == 0 && self.clock.next_look > now {
+            self.clock.pause(Some(self.clock.next_look));
         } else if self.clock.window > 0 {
             self.clock.window /= 2;
         } else {
@@ -277,8 +322,10 @@ impl Pager<'_> {
         let Some(at) = vm.at().filter(|_| !vm.is(MOVING | LEAVING)) else { return none };
         let Ok(usage) = machine.usage(at) else { return none };
         let switches = usage.switches as u32;
-        let turn = (u64::from(vm.since) << TICK) + TURN;
-        let is_over = turn <= machine.now();
+        let now = machine.now();
+        let time = virtual_time(&usage);
+        let turn = (u64::from(vm.since) << TICK) + self.clock.longest_turn();
+        let is_over = turn <= now || u64::from((time as u16).wrapping_sub(vm.came)) << TICK >= TURN;
         let did_nothing = usage.state != 1 && vm.seen == switches;
         vm.quiet = match vm.quiet {
             _ if !did_nothing => 0,
@@ -293,9 +340,12 @@ impl Pager<'_> {
         // With more working sets than memory it is no use to take pages from all of them: some VMs must wait. First those that wait anyway, but for the one
         // that is served next; then those that have had their turn.
         let grace_ends = quiet || is_over;
-        let turn_ends = if vm.is(STALLED) { 0 } else { turn };
-        let may_park =
-            vm.state() == State::Running && self.clock.cursor.is_none() && self.stalled.front() != Some(&place);
+        let stalled = vm.is(STALLED);
+        let turn_ends = if stalled || is_over { 0 } else { turn };
+        let may_park = vm.state() == State::Running
+            && self.clock.cursor.is_none()
+            && self.stalled.front() != Some(&place)
+            && self.can_leave(place);
         if grace_ends {
             self.end_grace(place);
         }
@@ -306,14 +356,47 @@ impl Pager<'_> {
                 Begun::No => {}
             }
         }
+        let mut freed = none;
+        // Who waits for memory leaves rather than losing pages that it needs; and working sets are not looked at again and again in vain.
+        if !(stalled && may_park) && (quiet || force || now >= self.clock.next_look) {
+            freed = self.take_old(machine, place, (time, quiet), force);
+        }
+        if freed == none && may_park {
+            freed = self.park(machine, place, turn_ends);
+        }
+        freed
+    }
+
+    /// A VM is to leave in the middle of its work, if its turn is over and it is time for another one.
+    fn park(&mut self, machine: &mut impl Machine, place: u32, turn_ends: u64) -> Freed {
+        let turn_ends = turn_ends.max(self.clock.next_park);
+        if turn_ends > machine.now() {
+            let earliest = self.clock.lap.turn_ends.map_or(turn_ends, |other| other.min(turn_ends));
+            self.clock.lap.turn_ends = Some(earliest);
+            return Freed::default();
+        }
+        match self.suspend(machine, place, true) {
+            Begun::Yes(frames) => Freed { frames, blocked: false },
+            Begun::Blocked => Freed { frames: 0, blocked: true },
+            Begun::No => Freed::default(),
+        }
+    }
+
+    /// Takes those of a VM's pages that are not in its working set, from the cursor on.
+    fn take_old(&mut self, machine: &mut impl Machine, place: u32, (time, quiet): (u32, bool), force: bool) -> Freed {
+        let begun = machine.now();
         let from = self.clock.cursor.filter(|frame| self.frames.belongs(*frame, place));
         let (resident, next) = self.resident(place, from, LOOK);
         self.clock.cursor = next;
-        let time = virtual_time(&usage);
         // What did nothing for a lap has no virtual time that passes; its unused pages are old all the same.
         let window = if force || quiet { 0 } else { self.clock.window };
         let old = self.old(machine, place, &resident.pages, (time, window), force);
-        let mut freed = none;
+        if !quiet {
+            self.clock.lap.looked_at += resident.pages.len() as u32;
+            self.clock.lap.old += old.len() as u32;
+            self.clock.lap.looking += machine.now().saturating_sub(begun);
+        }
+        let mut freed = Freed::default();
         let mut rest = old.as_slice();
         while !rest.is_empty() && !freed.blocked {
             let (run, after) = rest.split_at(pages::run_of(rest));
@@ -321,22 +404,6 @@ impl Pager<'_> {
             let run = self.evict(machine, place, run);
             freed.frames += run.frames;
             freed.blocked = run.blocked;
-        }
-        if freed == none && may_park && self.can_leave(place) {
-            let (turn_ends, begun) = (turn_ends.max(self.clock.next_park), machine.now());
-            if turn_ends > begun {
-                self.clock.turn_ends = Some(self.clock.turn_ends.map_or(turn_ends, |other| other.min(turn_ends)));
-                return freed;
-            }
-            match self.suspend(machine, place, true) {
-                Begun::Yes(frames) => {
-                    let now = machine.now();
-                    self.clock.next_park = now.saturating_add((now - begun).saturating_mul(SHARE));
-                    freed.frames = frames;
-                }
-                Begun::Blocked => freed.blocked = true,
-                Begun::No => {}
-            }
         }
         freed
     }
@@ -354,27 +421,16 @@ impl Pager<'_> {
         let Some(vm) = self.vms.get(place) else { return old };
         let Some(at) = vm.at() else { return old };
         let waited_for = vm.fault().map(|(page, _)| page);
-        let mut states = [0; SCAN_PAGES];
-        let mut rest = pages;
-        while let Some((first, _)) = rest.first() {
-            let count = rest.iter().take_while(|(page, _)| page - first < SCAN_PAGES as u32).count();
-            let (here, after) = rest.split_at(count);
-            rest = after;
-            let span = here.last().map_or(0, |(last, _)| (last - first + 1) as usize);
-            let Some(states) = states.get_mut(..span) else { continue };
-            if machine.scan(at, space::address(*first), states, Scan::CLEAR_ACCESSED).is_err() {
-                continue;
+        let states = pages::states(machine, at, pages, Scan::CLEAR_ACCESSED);
+        for ((page, frame), state) in pages.iter().zip(states) {
+            let used = state & PageState::ACCESSED.bits() != 0;
+            if used {
+                self.frames.set_stamp(*frame, time);
             }
-            for (page, frame) in here {
-                let used = states.get((page - first) as usize).is_some_and(|s| s & PageState::ACCESSED.bits() != 0);
-                if used {
-                    self.frames.set_stamp(*frame, time);
-                }
-                let age = time.wrapping_sub(self.frames.stamp(*frame));
-                let is_old = force || (!used && (window == 0 || age >= window));
-                if is_old && !self.frames.is_busy(*frame) && waited_for != Some(*page) {
-                    old.push((*page, *frame));
-                }
+            let age = time.wrapping_sub(self.frames.stamp(*frame));
+            let is_old = force || (!used && (window == 0 || age >= window));
+            if is_old && !self.frames.is_busy(*frame) && waited_for != Some(*page) {
+                old.push((*page, *frame));
             }
         }
         old

@@ -95,7 +95,7 @@ impl Pager<'_> {
                 if let Some(vm) = self.vms.get_mut(place) {
                     vm.set_state(State::Created);
                 }
-                self.enter_ring(place, machine.now());
+                self.enter_ring(machine, place);
                 // From here on destroying it gives everything back.
                 self.first_pages(machine, place, at).inspect_err(|_| {
                     self.destroy(machine, creation.vm);

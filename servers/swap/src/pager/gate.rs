@@ -5,10 +5,15 @@
 //! a frame or a slot stands in a queue of its own, likewise in order. If VMs that run have all memory and nothing of it can be spared, one after the other
 //! is made to leave and stands in this queue too: so everybody gets its turn.
 
-use super::{Pager, clock::TICK, suspend::MOVES_MAX};
+use super::{
+    Pager,
+    clock::TICK,
+    suspend::MOVES_MAX,
+    underway::{Move, Way},
+};
 use crate::{
     machine::Machine,
-    record::{AT_GATE, LEAVING, MOVING, STALLED, State, WANTED},
+    record::{AT_GATE, LEAVING, MOVING, ROOM_UNIT, STALLED, State, WANTED},
     suspended::SEGMENT_CHUNKS,
 };
 use core::cmp::Reverse;
@@ -66,7 +71,7 @@ impl Pager<'_> {
             (u32::from(vm.segments).saturating_sub(1)) * SEGMENT_CHUNKS + u32::from(vm.last)
         };
         // However much it may need, it must come in one day.
-        let room = |vm: &crate::record::VmRecord| u32::from(vm.room).min(self.frames.total() / 8);
+        let room = |vm: &crate::record::VmRecord| (u32::from(vm.room) * ROOM_UNIT).min(self.frames.total() / 8);
         first.map_or(0, |vm| chunks(vm).max(room(vm)) + FRAMES + self.clock.floor())
     }
 
@@ -182,11 +187,12 @@ impl Pager<'_> {
         if self.work_dying(machine) | self.work_leaving(machine) {
             self.clock.unblock();
         }
-        // Segments that waited for slots.
-        if self.underway.moves() > 0 {
-            for place in self.underway.places() {
-                self.go_on_leaving(machine, place);
-                self.go_on_arriving(machine, place);
+        // VMs on their way that waited for slots, or for pages to be written. Who is not there yet stands behind the others again.
+        for _ in 0..self.underway.moves() {
+            match self.underway.next_move() {
+                Some(Move { place, way: Way::Out(leave) }) => self.go_out(machine, place, leave),
+                Some(Move { place, way: Way::In(arrive) }) => self.read_segments(machine, place, arrive),
+                None => {}
             }
         }
         if self.reclaims() {

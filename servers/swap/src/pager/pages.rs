@@ -6,9 +6,14 @@ use crate::{
     machine::Machine,
     map::{self, ENTRY, Entry},
     region::UNIT_BLOCKS,
+    space,
 };
 use alloc::vec::Vec;
-use protocol::layout::PAGE;
+use protocol::{
+    layout::PAGE,
+    memory::{PageState, SCAN_PAGES, Scan},
+    service::VmRef,
+};
 
 /// Entries of the pages of a unit at most.
 pub(super) type Entries = [Entry; UNIT_BLOCKS as usize];
@@ -120,6 +125,25 @@ pub(super) struct Resident {
     pub maps: Vec<(u32, Frame)>,
     /// Pages are on their way in.
     pub incoming: bool,
+}
+
+/// The states of pages in order, looked at many in a call. Of what cannot be looked at it is taken that it is used.
+pub(super) fn states(machine: &mut impl Machine, at: VmRef, pages: &[(u32, Frame)], action: Scan) -> Vec<u8> {
+    let mut found = Vec::with_capacity(pages.len());
+    let mut states = [0; SCAN_PAGES];
+    let mut rest = pages;
+    while let Some((first, _)) = rest.first() {
+        let count = rest.iter().take_while(|(page, _)| page - first < SCAN_PAGES as u32).count();
+        let (here, after) = rest.split_at(count);
+        rest = after;
+        let span = here.last().map_or(0, |(last, _)| (last - first + 1) as usize);
+        let states = states.get_mut(..span).unwrap_or_default();
+        if machine.scan(at, space::address(*first), states, action).is_err() {
+            states.fill(PageState::ACCESSED.bits());
+        }
+        found.extend(here.iter().map(|(page, _)| states.get((page - first) as usize).copied().unwrap_or(0)));
+    }
+    found
 }
 
 /// Pages in a row, at the beginning of a list in order, of the same unit of the region.

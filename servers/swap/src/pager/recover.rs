@@ -136,7 +136,7 @@ impl<'a> Pager<'a> {
             (State::Suspended, _) => self.find_suspended(place, at.is_some()),
             (_, Some(at)) => {
                 self.mend_tables(machine, place, at);
-                self.enter_ring(place, machine.now());
+                self.enter_ring(machine, place);
                 self.go_on(machine, place, at);
             }
             (_, None) => self.stop(place, Cause::Pager("it could not be brought back")),

@@ -45,7 +45,7 @@ impl Pager<'_> {
     }
 
     /// Asks for as many segments as there are slots for.
-    fn read_segments(&mut self, machine: &mut impl Machine, place: u32, mut arrive: Arrive) {
+    pub(super) fn read_segments(&mut self, machine: &mut impl Machine, place: u32, mut arrive: Arrive) {
         while arrive.asked < arrive.segments {
             let Some((disk, block)) = self.segment_place(place, arrive.asked) else { break };
             let Some(slot) = machine.take_slot(disk) else { break };
@@ -57,15 +57,6 @@ impl Pager<'_> {
             arrive.asked += 1;
         }
         self.underway.add_move(Move { place, way: Way::In(arrive) });
-    }
-
-    /// Goes on with a VM on its way back that waited for slots.
-    pub(super) fn go_on_arriving(&mut self, machine: &mut impl Machine, place: u32) {
-        match self.underway.take_move(place) {
-            Some(Move { way: Way::In(arrive), .. }) => self.read_segments(machine, place, arrive),
-            Some(other) => self.underway.add_move(other),
-            None => {}
-        }
     }
 
     /// A segment was read, or not.
@@ -96,7 +87,7 @@ impl Pager<'_> {
         } else {
             // What is left of it is the VM's for a while.
             if let Some(vm) = self.vms.get_mut(place) {
-                vm.grace = arrive.promised.min(u8::MAX.into()) as u8;
+                vm.grace = arrive.promised.min(u16::MAX.into()) as u16;
                 self.underway.promised -= core::mem::take(&mut arrive.promised) - u32::from(vm.grace);
             }
             if let Err(cause) = self.bring_back(machine, place, arrive) {
@@ -182,7 +173,7 @@ impl Pager<'_> {
         }
         machine::map_all(machine, at, &mut operations).map_err(|_| fault::REFUSED)?;
         machine.restore(at, &header.state).map_err(|_| fault::REFUSED)?;
-        self.enter_ring(place, machine.now());
+        self.enter_ring(machine, place);
         self.suspended -= 1;
         if let Some(vm) = self.vms.get_mut(place) {
             vm.set(MOVING | WANTED, false);

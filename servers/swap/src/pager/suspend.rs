@@ -1,20 +1,23 @@
 //! A whole VM leaves memory: its pages, its page tables, its control block. What it was lies in its region then, in one piece
 //! ([`crate::suspended`]), and in the 128 bytes of its record.
 //!
-//! 1. The VM is held, its state read, and its pages taken out of its page tables, so that nobody changes them any more: a server that wants to finds
-//!    them missing and asks for the VM.
-//! 2. The piece is written, segment by segment, the first one last.
-//! 3. If nobody has asked for the VM meanwhile, or others are before it, its record says that it is suspended. Only then is anything given up. Else, or if a write failed, it is
+//! 1. The VM is held. If it has more pages in memory than the piece has room for, the others are written to their own places in its region, like
+//!    pages of any VM ([`super::writing`]).
+//! 2. Its state is read, and its pages are taken out of its page tables, so that nobody changes them any more: a server that wants to finds them missing
+//!    and asks for the VM.
+//! 3. The piece is written, segment by segment, the first one last.
+//! 4. If nobody has asked for the VM meanwhile, or others are before it, its record says that it is suspended. Only then is anything given up. Else, or if a write failed, it is
 //!    released as it was; its pages are all there.
 
 use super::{
-    Pager, pages,
+    Pager,
+    pages::{self, Resident},
     underway::{Job, Leave, Move, Way},
 };
 use crate::{
     crypt::Place,
     decide,
-    frames::Frame,
+    frames::{Frame, Usage},
     machine::Machine,
     map::Entry,
     record::{LEAVING, MOVING, State, WANTED},
@@ -22,7 +25,7 @@ use crate::{
     space,
     suspended::{self, CHUNK, Header, SEGMENT_CHUNKS},
 };
-use alloc::{boxed::Box, vec, vec::Vec};
+use alloc::{boxed::Box, collections::VecDeque, vec, vec::Vec};
 use protocol::{
     domain::{Control, SavedDomain},
     memory::{PageState, Scan},
@@ -34,10 +37,10 @@ use protocol::{
 
 /// VMs on their way at once.
 pub(super) const MOVES_MAX: usize = 64;
-/// Frames of a VM that is suspended: more than this and it is not looked at whole.
-const LOOK: u32 = 128;
-/// Frames that a VM which had to leave in the middle of its work is to find free when it comes back: at the first time, and at most.
-const ROOM_MIN: u8 = 16;
+/// Frames of a VM that leaves whole. One with more (8 MiB) loses pages until it has no more than these.
+const LOOK: u32 = 2048;
+/// Units of room that a VM which had to leave in the middle of its work is to find free when it comes back: at the first time, and at most.
+const ROOM_MIN: u8 = 2;
 const ROOM_MAX: u8 = 128;
 /// Laps after which a VM whose suspension failed is tried again.
 const FAILURES_MAX: u8 = 3;
@@ -63,10 +66,8 @@ impl Pager<'_> {
         }
         self.end_grace(place);
         let (resident, _) = self.resident(place, None, LOOK);
-        let too_many =
-            resident.pages.len() > suspended::PAGES_MAX as usize || resident.maps.len() > suspended::MAPS_MAX as usize;
         let busy = resident.incoming || resident.pages.iter().any(|(_, frame)| self.frames.is_busy(*frame));
-        if too_many || busy {
+        if busy || resident.maps.len() > suspended::MAPS_MAX as usize {
             return Begun::No;
         }
         if self.underway.moves() >= MOVES_MAX || !self.has_slot(machine, place) {
@@ -82,33 +83,157 @@ impl Pager<'_> {
             let _ = machine.control(at, Control::Release, [0; 3]);
             return Begun::No;
         }
-        let pages = self.take_out(machine, place, at, &resident.pages);
-        let (count, maps) = (pages.len() as u32, resident.maps.len() as u32);
-        let segments = suspended::segments(count, maps);
-        let counter = self.next_counters(u64::from(segments));
+        let before = self.not_in_the_piece(machine, place, at, resident);
         if let Some(vm) = self.vms.get_mut(place) {
             vm.set(MOVING, true);
             vm.set(WANTED, false);
             // What it waits for it asks for again when it is back.
             vm.set_fault(None);
         }
-        let tags = vec![[0; 16]; segments as usize];
         let leave = Leave {
             force,
             state,
             frames,
-            pages,
-            maps: resident.maps,
-            segments,
-            left: segments,
+            before,
+            next: 0,
+            pages: Vec::new(),
+            maps: Vec::new(),
+            segments: 0,
+            left: 0,
             writing: 0,
-            counter,
-            tags,
+            counter: 0,
+            tags: Vec::new(),
             failed: None,
         };
         self.underway.freeing += frames;
-        self.write_segments(machine, place, leave);
+        self.go_out(machine, place, leave);
         Begun::Yes(frames)
+    }
+
+    /// The pages of a held VM for which there is no room in the piece. Those that stay in it were used since the clock last came by; if those are too
+    /// many, those of them that the VM has had for the longest time: what is old and still in use is more likely to be used again.
+    fn not_in_the_piece(
+        &self,
+        machine: &mut impl Machine,
+        place: u32,
+        at: VmRef,
+        resident: Resident,
+    ) -> Vec<(u32, Frame)> {
+        if resident.pages.len() <= suspended::PAGES_MAX as usize {
+            return Vec::new();
+        }
+        let states = pages::states(machine, at, &resident.pages, Scan::empty());
+        let used = |page: u32| {
+            let index = resident.pages.binary_search_by_key(&page, |(page, _)| *page).ok();
+            index.and_then(|index| states.get(index)).is_some_and(|state| state & PageState::ACCESSED.bits() != 0)
+        };
+        // Its frames are listed from the one that it got last to the first.
+        let mut stays = VecDeque::with_capacity(suspended::PAGES_MAX as usize + 1);
+        let mut next = self.vms.get(place).and_then(|vm| self.frames.first_of(&vm.frames));
+        for _ in 0..LOOK {
+            let Some(frame) = next else { break };
+            if let Some(Usage::Page(page)) = self.frames.usage(frame)
+                && used(page)
+            {
+                stays.push_back(page);
+                if stays.len() > suspended::PAGES_MAX as usize {
+                    stays.pop_front();
+                }
+            }
+            next = self.frames.next_of(frame);
+        }
+        let mut stays = Vec::from(stays);
+        stays.sort_unstable();
+        let mut pages = resident.pages;
+        pages.retain(|(page, _)| stays.binary_search(page).is_err());
+        pages
+    }
+
+    /// Goes on with a VM on its way out: first the pages that do not go with the others in one piece, then that.
+    pub(super) fn go_out(&mut self, machine: &mut impl Machine, place: u32, leave: Leave) {
+        let (force, begun) = (leave.force, machine.now());
+        if leave.segments == 0 {
+            self.write_before(machine, place, leave);
+        } else {
+            self.write_segments(machine, place, leave);
+        }
+        if force {
+            let now = machine.now();
+            self.clock.made_room(now, now.saturating_sub(begun));
+        }
+    }
+
+    /// Writes pages to their own places, as many as there are slots for; when all are written, what is left goes in one piece.
+    fn write_before(&mut self, machine: &mut impl Machine, place: u32, mut leave: Leave) {
+        let Some(vm) = self.vms.get(place) else { return };
+        if vm.state() != State::Running {
+            // It was stopped: its memory cannot be written. That is all there is to say of it.
+            self.underway.freeing -= leave.frames;
+            if let Some(vm) = self.vms.get_mut(place) {
+                vm.set(MOVING | WANTED, false);
+            }
+            return;
+        }
+        if !leave.force && (vm.is(WANTED) || vm.waiting != 0) {
+            return self.suspended(machine, place, leave);
+        }
+        let mut blocked = false;
+        while let Some(rest) = leave.before.get(leave.next..).filter(|rest| !rest.is_empty() && !blocked) {
+            let count = pages::run_of(rest).max(1);
+            // What an earlier try has put up, or given back, is not there any more.
+            let is_here = |&&(page, frame): &&(u32, Frame)| {
+                self.frames.find(place, Usage::Page(page)) == Some(frame) && !self.frames.is_busy(frame)
+            };
+            let run: Vec<_> = rest.iter().take(count).skip_while(|page| !is_here(page)).take_while(is_here).copied().collect();
+            if run.is_empty() {
+                leave.next += count;
+                continue;
+            }
+            let freed = self.evict(machine, place, &run);
+            // Those whose write is under way are counted on their own.
+            let frames = freed.frames.min(leave.frames);
+            self.underway.freeing -= frames;
+            leave.frames -= frames;
+            blocked = freed.blocked;
+            if !blocked {
+                leave.next += count;
+            }
+        }
+        let under_way = self.vms.get(place).map_or(0, |vm| vm.under_way);
+        if blocked && self.underway.count() == 0 {
+            // Nothing will end that it could wait for: there is no frame for its page map.
+            return self.suspended(machine, place, leave);
+        }
+        if blocked || under_way > 0 {
+            return self.underway.add_move(Move { place, way: Way::Out(leave) });
+        }
+        match self.put_together(machine, place, &mut leave) {
+            Some(()) => self.write_segments(machine, place, leave),
+            None => {
+                leave.failed = Some(Status::Failed);
+                self.suspended(machine, place, leave);
+            }
+        }
+    }
+
+    /// What goes in one piece. `None`: it cannot, pages that were to go before did not.
+    fn put_together(&mut self, machine: &mut impl Machine, place: u32, leave: &mut Leave) -> Option<()> {
+        let vm = self.vms.get(place)?;
+        let (at, frames) = (vm.at()?, vm.frames.len());
+        machine.save(at, &mut leave.state).ok()?;
+        let (resident, _) = self.resident(place, None, LOOK);
+        if resident.pages.len() > suspended::PAGES_MAX as usize {
+            return None;
+        }
+        self.underway.freeing = self.underway.freeing - leave.frames + frames;
+        leave.frames = frames;
+        leave.pages = self.take_out(machine, place, at, &resident.pages);
+        leave.maps = resident.maps;
+        leave.segments = suspended::segments(leave.pages.len() as u32, leave.maps.len() as u32);
+        leave.left = leave.segments;
+        leave.counter = self.next_counters(u64::from(leave.segments));
+        leave.tags = vec![[0; 16]; leave.segments as usize];
+        Some(())
     }
 
     /// Whether a VM is small enough to leave whole, as far as that is seen at a glance.
@@ -238,15 +363,6 @@ impl Pager<'_> {
         self.write_segments(machine, place, leave);
     }
 
-    /// Goes on with VMs on their way out that waited for slots.
-    pub(super) fn go_on_leaving(&mut self, machine: &mut impl Machine, place: u32) {
-        match self.underway.take_move(place) {
-            Some(Move { way: Way::Out(leave), .. }) => self.write_segments(machine, place, leave),
-            Some(other) => self.underway.add_move(other),
-            None => {}
-        }
-    }
-
     /// All of it is written, or it failed: the VM is gone, or goes on.
     fn suspended(&mut self, machine: &mut impl Machine, place: u32, leave: Leave) {
         let Some(vm) = self.vms.get_mut(place) else { return };
@@ -256,7 +372,7 @@ impl Pager<'_> {
         let (Some(at), failures) = (vm.at(), vm.failures) else { return };
         let mut now = Box::new(SavedDomain::ZERO);
         let changed = machine.save(at, &mut now).is_err() || now.pending != leave.state.pending;
-        let stays = changed || leave.failed.is_some() || (wanted && !leave.force);
+        let stays = changed || leave.segments == 0 || leave.failed.is_some() || (wanted && !leave.force);
         let total = suspended::header_chunks(leave.pages.len() as u32, leave.maps.len() as u32)
             + (leave.pages.len() + leave.maps.len()) as u32;
         if stays {

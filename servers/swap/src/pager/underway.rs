@@ -8,7 +8,7 @@ use crate::{
     region::UNIT_BLOCKS,
     suspended::Header,
 };
-use alloc::{boxed::Box, vec::Vec};
+use alloc::{boxed::Box, collections::VecDeque, vec::Vec};
 use protocol::{
     domain::SavedDomain,
     service::block_driver::{SLOTS, Status},
@@ -59,10 +59,14 @@ pub(super) struct Leave {
     /// It leaves although it is wanted: others are before it.
     pub force: bool,
     pub state: Box<SavedDomain>,
-    /// Frames that it has, free when it is gone.
+    /// Frames that it has, free when it is gone; but for those whose write to their own places is under way.
     pub frames: u32,
+    /// Pages that go to their own places before the rest goes in one piece; those from `next` on are still to go.
+    pub before: Vec<(u32, Frame)>,
+    pub next: usize,
     pub pages: Vec<(u32, Frame)>,
     pub maps: Vec<(u32, Frame)>,
+    /// Segments of the piece; 0: it was not put together yet.
     pub segments: u32,
     /// Segments that were not put up yet: the last ones first, the first one, which holds the others' tags, at last.
     pub left: u32,
@@ -101,7 +105,7 @@ pub(super) struct Underway {
     /// Those of them that are reads, and the most there ever were.
     reads: u32,
     most_reads: u32,
-    moves: Vec<Move>,
+    moves: VecDeque<Move>,
     /// Frames that become free when the writes of them are over.
     pub freeing: u32,
     /// Free frames that are spoken for: of VMs that were let in and have not taken them yet.
@@ -126,13 +130,13 @@ impl Underway {
 
     /// Begins a move.
     pub fn add_move(&mut self, new: Move) {
-        self.moves.push(new);
+        self.moves.push_back(new);
     }
 
     /// Takes a VM's move out; it is put back or over.
     pub fn take_move(&mut self, place: u32) -> Option<Move> {
         let index = self.moves.iter().position(|found| found.place == place)?;
-        Some(self.moves.swap_remove(index))
+        self.moves.swap_remove_back(index)
     }
 
     /// Gives a VM's move up. What is under way for it ends of itself.
@@ -149,9 +153,9 @@ impl Underway {
         }
     }
 
-    /// The VMs on their way.
-    pub fn places(&self) -> Vec<u32> {
-        self.moves.iter().map(|found| found.place).collect()
+    /// Takes out the move that was put in first; it is put back behind the others, or over.
+    pub fn next_move(&mut self) -> Option<Move> {
+        self.moves.pop_front()
     }
 
     fn index(disk: u32, slot: u16) -> usize {

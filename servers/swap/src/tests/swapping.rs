@@ -327,8 +327,8 @@ fn a_disk_that_fails_stops_vms_with_a_reason() {
     // From here on nothing can be read or written.
     for turn in 0..3000 {
         let vm = turn % 20 + 1;
-        let state = world.model.find(vm).map(|(_, domain)| domain.state);
-        if state == Some(DomainState::Runs) {
+        let state = world.model.find(vm).map(|(_, domain)| (domain.state, domain.held));
+        if state == Some((DomainState::Runs, false)) {
             let address = space::address(54 + (turn % 10) as u32);
             let (at, _) = world.model.find(vm).unwrap();
             if world.model.access(at, address, Access::empty()).is_none() {
