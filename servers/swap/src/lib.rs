@@ -24,6 +24,7 @@ pub mod map;
 #[cfg(test)]
 mod model;
 pub mod pager;
+pub mod queue;
 pub mod record;
 pub mod region;
 pub mod slab;

@@ -34,8 +34,9 @@ const TURN: u64 = 100_000_000;
 const TURN_EACH: u64 = 10_000_000;
 /// Nanoseconds between laps while nothing can be freed before a turn ends.
 const PAUSE: u64 = 5_000_000;
-/// Nanoseconds that VMs have between two of them that leave in the middle of their work, for each that it took to seal one (the disk takes the rest).
-/// Where sealing is slow it would otherwise take all time there is, and every VM's turn would be over before it has done anything.
+/// Nanoseconds that VMs have between two of them that leave in the middle of their work, for each that it took to seal one, or to open one that came back
+/// (the disk takes the rest). Where sealing is slow it would otherwise take all time there is, and every VM's turn would be over before it has done
+/// anything.
 const SHARE: u64 = 1;
 /// Nanoseconds without laps, for each that a lap took which freed nothing; and without looking at working sets, for each that it took to find next to
 /// nothing there. So the clock takes a small part of all time, however much memory there is.
@@ -62,7 +63,7 @@ struct Lap {
     looked_at: u32,
     old: u32,
     looking: u64,
-    /// Nanoseconds of all of it.
+    /// Nanoseconds of visits that freed nothing.
     cost: u64,
     /// When the turn of a VM that could leave ends: the earliest found.
     turn_ends: Option<u64>,
@@ -97,7 +98,7 @@ pub(super) struct Clock {
     /// The first VM that waits for a frame or a slot cannot be served until something happens.
     pub retry_blocked: bool,
     /// VMs being destroyed that were found in the middle of reads and writes, one after the other.
-    pub dying_blocked: usize,
+    pub dying_blocked: u32,
     low: u32,
     high: u32,
     floor: u32,
@@ -128,6 +129,11 @@ impl Clock {
         }
     }
 
+    /// VMs in memory.
+    pub const fn length(&self) -> u32 {
+        self.length
+    }
+
     /// With fewer free frames memory is taken back.
     pub const fn low(&self) -> u32 {
         self.low
@@ -148,9 +154,10 @@ impl Clock {
         (self.blocked, self.next_turn) = (true, until);
     }
 
-    /// It took so long to make a VM leave in the middle of its work, or a part of that, until now.
-    pub fn made_room(&mut self, now: u64, took: u64) {
-        self.next_park = self.next_park.max(now.saturating_add(took.saturating_mul(SHARE)));
+    /// VMs that leave and come back have taken the processor from the others, from one time to another.
+    pub fn charge(&mut self, begun: u64, now: u64) {
+        let took = now.saturating_sub(begun);
+        self.next_park = self.next_park.max(begun).saturating_add(took.saturating_mul(1 + SHARE));
     }
 
     /// How long a VM's turn lasts at most.
@@ -245,12 +252,6 @@ impl Pager<'_> {
 
     /// Takes memory back, a bounded number of visits.
     pub(super) fn reclaim(&mut self, machine: &mut impl Machine) {
-        let begun = machine.now();
-        self.go_round(machine);
-        self.clock.lap.cost += machine.now().saturating_sub(begun);
-    }
-
-    fn go_round(&mut self, machine: &mut impl Machine) {
         let target = self.wanted_free().max(self.clock.high);
         for _ in 0..VISITS {
             let Some(place) = self.clock.hand.checked_sub(1) else { break };
@@ -261,6 +262,9 @@ impl Pager<'_> {
             let force = self.clock.fruitless > 0 && now >= self.clock.forced.saturating_add(TURN);
             let freed = self.visit(machine, place, force);
             self.clock.lap.freed += freed.frames;
+            if freed.frames == 0 {
+                self.clock.lap.cost += machine.now().saturating_sub(now);
+            }
             if freed.blocked {
                 // It goes on when a write is over.
                 self.clock.blocked = self.underway.count() > 0 || self.underway.moves() > 0;
@@ -299,7 +303,7 @@ impl Pager<'_> {
             self.clock.window = (self.clock.window * 2).clamp(1, WINDOW);
         } else if let Some(turn) = lap.turn_ends {
             // No pages are taken out of working sets while a VM can leave whole.
-            let pause = PAUSE.max(lap.cost.saturating_mul(REST));
+            let pause = lap.cost.saturating_mul(REST).clamp(PAUSE, TURN);
             self.clock.pause(Some(turn.min(now.saturating_add(pause))));
         } else if lap.looked_at == 0 && self.clock.next_look > now {
             self.clock.pause(Some(self.clock.next_look));

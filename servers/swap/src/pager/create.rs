@@ -140,10 +140,10 @@ impl Pager<'_> {
         if free { Ok(place) } else { Err(Response::InUse) }
     }
 
-    /// Makes sure that every VM that is there has room in every queue.
-    fn reserve_queues(&mut self) -> bool {
-        let room = self.count as usize + 1;
-        let queues = [&mut self.stops, &mut self.dying, &mut self.leaving, &mut self.stalled, &mut self.gate];
+    /// Makes sure that every VM that is in memory, and one more, has room in the queues that those are in.
+    pub(super) fn reserve_queues(&mut self) -> bool {
+        let room = self.clock.length() as usize + 1;
+        let queues = [&mut self.stops, &mut self.stalled];
         queues.into_iter().all(|queue| queue.try_reserve(room.saturating_sub(queue.len())).is_ok())
     }
 

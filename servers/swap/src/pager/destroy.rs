@@ -22,7 +22,6 @@ impl Pager<'_> {
     pub(super) fn destroy(&mut self, machine: &mut impl Machine, vm: VmNumber) -> Response {
         let Some(place) = self.vms.find(vm) else { return Response::NotFound };
         self.end_move(machine, place);
-        self.leave_ring(place);
         self.end_grace(place);
         let Some(vm) = self.vms.get_mut(place) else { return Response::NotFound };
         let (was, at) = (vm.state(), vm.at());
@@ -31,7 +30,7 @@ impl Pager<'_> {
         self.count -= 1;
         self.causes.remove(&place);
         self.notify(place);
-        self.dying.push_back(place);
+        self.dying.push_back(&mut self.vms, place);
         // A fault that waits to be served is void too: it must not run meanwhile. It may be gone already.
         if let Some(at) = at {
             let _ = machine.control(at, Control::Stop, [0; 3]);
@@ -65,12 +64,12 @@ impl Pager<'_> {
 
     /// Goes on with the VM that is being destroyed; whether anything was done.
     pub(super) fn work_dying(&mut self, machine: &mut impl Machine) -> bool {
-        let Some(place) = self.dying.pop_front() else { return false };
+        let Some(place) = self.dying.pop_front(&mut self.vms) else { return false };
         match self.step(machine, place) {
             Some(true) => self.vanish(place),
-            Some(false) => self.dying.push_front(place),
+            Some(false) => self.dying.push_front(&mut self.vms, place),
             None => {
-                self.dying.push_back(place);
+                self.dying.push_back(&mut self.vms, place);
                 self.clock.dying_blocked += 1;
                 return false;
             }
@@ -95,12 +94,7 @@ impl Pager<'_> {
 
     /// Goes on with the VM that is leaving memory; whether anything was done.
     pub(super) fn work_leaving(&mut self, machine: &mut impl Machine) -> bool {
-        let Some(place) = self.leaving.pop_front() else { return false };
-        // One that is destroyed meanwhile is in the other queue.
-        let leaves = self.vms.get(place).is_some_and(|vm| vm.is(LEAVING) && vm.state() == State::Suspended);
-        if !leaves {
-            return true;
-        }
+        let Some(place) = self.leaving.pop_front(&mut self.vms) else { return false };
         match self.step(machine, place) {
             Some(true) => {
                 let wanted = self.vms.get_mut(place).is_some_and(|vm| {
@@ -111,20 +105,27 @@ impl Pager<'_> {
                     self.want(place);
                 }
             }
-            Some(false) => self.leaving.push_front(place),
+            Some(false) => self.leaving.push_front(&mut self.vms, place),
             None => {
-                self.leaving.push_back(place);
+                self.leaving.push_back(&mut self.vms, place);
                 return false;
             }
         }
         true
     }
 
-    /// Gives up a move in or out of memory that is under way: the VM is destroyed.
+    /// Gives up a move in or out of memory that is under way, and takes the VM out of where it stands: it is destroyed.
     fn end_move(&mut self, machine: &mut impl Machine, place: u32) {
         self.underway.forget_move(machine, place);
-        if let Some(vm) = self.vms.get_mut(place) {
-            vm.set(MOVING | WANTED | AT_GATE, false);
+        let Some(vm) = self.vms.get_mut(place) else { return };
+        let (at_gate, leaving) = (vm.is(AT_GATE), vm.is(LEAVING));
+        vm.set(MOVING | WANTED | AT_GATE | LEAVING, false);
+        if at_gate {
+            self.gate.remove(&mut self.vms, place);
+        } else if leaving {
+            self.leaving.remove(&mut self.vms, place);
+        } else {
+            self.leave_ring(place);
         }
     }
 }

@@ -55,7 +55,7 @@ impl Pager<'_> {
         let Some(vm) = self.vms.get_mut(place) else { return };
         vm.set(WANTED, true);
         if vm.state() == State::Suspended && !vm.is(LEAVING) && !vm.is(MOVING) && !vm.set(AT_GATE, true) {
-            self.gate.push_back(place);
+            self.gate.push_back(&mut self.vms, place);
         }
     }
 
@@ -66,7 +66,7 @@ impl Pager<'_> {
 
     /// Frames that must be free for the first in the queue.
     pub(super) fn gate_needs(&self) -> u32 {
-        let first = self.gate.front().and_then(|place| self.vms.get(*place));
+        let first = self.gate.front().and_then(|place| self.vms.get(place));
         let chunks = |vm: &crate::record::VmRecord| {
             (u32::from(vm.segments).saturating_sub(1)) * SEGMENT_CHUNKS + u32::from(vm.last)
         };
@@ -88,7 +88,7 @@ impl Pager<'_> {
             return false;
         }
         let needs = self.gate_needs() - self.clock.floor();
-        let Some(place) = self.gate.pop_front() else { return false };
+        let Some(place) = self.gate.pop_front(&mut self.vms) else { return false };
         let Some(vm) = self.vms.get_mut(place) else { return true };
         vm.set(AT_GATE, false);
         if vm.state() == State::Suspended && !vm.is(LEAVING) && !vm.is(MOVING) {

@@ -32,6 +32,7 @@ use crate::{
     frames::{Frame, FrameTable, List, Usage},
     image::Image,
     machine::Machine,
+    queue::Queue,
     record::{Cause, QUEUED, State, TOLD, VmRecord, VmTable},
     region::{Regions, Stripes},
     slab::Slab,
@@ -196,13 +197,13 @@ pub struct Pager<'a> {
     /// Whether the loader is to be told that there are stops.
     ring: bool,
     /// VMs being destroyed, by place.
-    dying: VecDeque<u32>,
+    dying: Queue,
     /// Suspended VMs whose memory is still being given back, by place.
-    leaving: VecDeque<u32>,
+    leaving: Queue,
     /// VMs with a fault, or a client, that waits for a frame or a slot, first come first served.
     stalled: VecDeque<u32>,
     /// The gatekeeper's queue: suspended VMs that are to come back, first come first served.
-    gate: VecDeque<u32>,
+    gate: Queue,
     /// When suspended VMs are to be woken.
     wakes: BinaryHeap<Reverse<gate::Wake>>,
     /// Creations that wait for memory.
@@ -263,10 +264,10 @@ impl<'a> Pager<'a> {
             causes: BTreeMap::new(),
             stops: VecDeque::new(),
             ring: false,
-            dying: VecDeque::new(),
-            leaving: VecDeque::new(),
+            dying: Queue::default(),
+            leaving: Queue::default(),
             stalled: VecDeque::new(),
-            gate: VecDeque::new(),
+            gate: Queue::default(),
             wakes: BinaryHeap::new(),
             waiting: VecDeque::with_capacity(WAITING_MAX),
             answers: VecDeque::with_capacity(WAITING_MAX),
@@ -545,7 +546,7 @@ impl<'a> Pager<'a> {
             free: self.available(),
             vms: u64::from(self.count),
             suspended: u64::from(self.suspended),
-            waiting: (self.gate.len() + self.stalled.len()) as u64,
+            waiting: u64::from(self.gate.len()) + self.stalled.len() as u64,
             swap_total: pages(self.stripes.units),
             swap_free: pages(self.regions.left()),
             page_ins: self.kept.page_ins,
@@ -570,7 +571,14 @@ impl<'a> Pager<'a> {
 
     fn take_brought(&mut self, client: Option<u8>) -> Vec<VmNumber> {
         let queue = client.and_then(|number| self.brought.get_mut(usize::from(number)));
-        queue.map_or_else(Vec::new, |queue| queue.drain(..queue.len().min(BROUGHT_MAX)).collect())
+        queue.map_or_else(Vec::new, |queue| {
+            let taken = queue.drain(..queue.len().min(BROUGHT_MAX)).collect();
+            if queue.is_empty() {
+                // All VMs may have stood in it: that room is not kept.
+                *queue = VecDeque::new();
+            }
+            taken
+        })
     }
 
     /// Fills the frame `to` from another frame, or with zeros.

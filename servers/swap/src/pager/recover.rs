@@ -125,7 +125,7 @@ impl<'a> Pager<'a> {
             if let Some(vm) = self.vms.get_mut(place) {
                 vm.set_state(State::Dying);
             }
-            self.dying.push_back(place);
+            self.dying.push_back(&mut self.vms, place);
             return;
         }
         self.count += 1;
@@ -147,11 +147,11 @@ impl<'a> Pager<'a> {
     fn find_suspended(&mut self, place: u32, leaving: bool) {
         self.suspended += 1;
         let Some(vm) = self.vms.get_mut(place) else { return };
-        if leaving || !vm.frames.is_empty() {
+        let (wake, leaves) = (vm.wake, leaving || !vm.frames.is_empty());
+        if leaves {
             vm.set(LEAVING, true);
-            self.leaving.push_back(place);
+            self.leaving.push_back(&mut self.vms, place);
         }
-        let wake = vm.wake;
         self.wake_at(wake, place);
         // Who waited for it asks again; what it was to be told is in its own state.
     }

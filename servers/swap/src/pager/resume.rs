@@ -70,6 +70,7 @@ impl Pager<'_> {
         if let Some(arrived) = arrive.arrived.get_mut(segment as usize) {
             *arrived = Some((disk, slot, status));
         }
+        let begun = machine.now();
         while let Some((disk, slot, status)) = arrive.arrived.get_mut(arrive.taken as usize).and_then(Option::take) {
             let taken = self.take_in_segment(machine, place, &mut arrive, (disk, slot, status));
             machine.give_slot(disk, slot);
@@ -82,6 +83,7 @@ impl Pager<'_> {
                 return self.lose(place, cause);
             }
         }
+        self.clock.charge(begun, machine.now());
         if arrive.taken < arrive.segments {
             self.read_segments(machine, place, arrive);
         } else {
@@ -164,6 +166,9 @@ impl Pager<'_> {
     /// Makes the domain again, with its pages, and lets it go on.
     fn bring_back(&mut self, machine: &mut impl Machine, place: u32, arrive: Arrive) -> Result<(), Cause> {
         let Arrive { header: Some(header), pages, .. } = arrive else { return Err(CHANGED) };
+        if !self.reserve_queues() {
+            return Err(NO_MEMORY);
+        }
         let windows = header.state.windows.map(|[address, length]| Window { address, length });
         let at = self.make_domain(machine, place, windows).map_err(|_| NO_MEMORY)?;
         let mut operations = Vec::with_capacity(pages.len() + 8);
@@ -200,7 +205,7 @@ impl Pager<'_> {
                 // What it was is still on disk, as it was.
                 vm.set(MOVING, false);
                 vm.set(LEAVING | WANTED, true);
-                return self.leaving.push_back(place);
+                return self.leaving.push_back(&mut self.vms, place);
             }
             vm.set(MOVING | WANTED, false);
             if was_suspended {

@@ -151,16 +151,13 @@ impl Pager<'_> {
 
     /// Goes on with a VM on its way out: first the pages that do not go with the others in one piece, then that.
     pub(super) fn go_out(&mut self, machine: &mut impl Machine, place: u32, leave: Leave) {
-        let (force, begun) = (leave.force, machine.now());
+        let begun = machine.now();
         if leave.segments == 0 {
             self.write_before(machine, place, leave);
         } else {
             self.write_segments(machine, place, leave);
         }
-        if force {
-            let now = machine.now();
-            self.clock.made_room(now, now.saturating_sub(begun));
-        }
+        self.clock.charge(begun, machine.now());
     }
 
     /// Writes pages to their own places, as many as there are slots for; when all are written, what is left goes in one piece.
@@ -184,7 +181,8 @@ impl Pager<'_> {
             let is_here = |&&(page, frame): &&(u32, Frame)| {
                 self.frames.find(place, Usage::Page(page)) == Some(frame) && !self.frames.is_busy(frame)
             };
-            let run: Vec<_> = rest.iter().take(count).skip_while(|page| !is_here(page)).take_while(is_here).copied().collect();
+            let run: Vec<_> =
+                rest.iter().take(count).skip_while(|page| !is_here(page)).take_while(is_here).copied().collect();
             if run.is_empty() {
                 leave.next += count;
                 continue;
@@ -401,7 +399,7 @@ impl Pager<'_> {
         vm.set(LEAVING, true);
         vm.set_state(State::Suspended);
         self.suspended += 1;
-        self.leaving.push_back(place);
+        self.leaving.push_back(&mut self.vms, place);
         self.wake_at(wake, place);
     }
 }

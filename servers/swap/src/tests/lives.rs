@@ -5,6 +5,8 @@ use proptest::prelude::*;
 use protocol::abi::NEVER;
 
 const VMS: u64 = 12;
+/// Pages of a large VM.
+const LARGE: u64 = 200;
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -12,6 +14,8 @@ enum Step {
     Destroy(u64),
     Read(u64, u32),
     Write(u64, u32, u8),
+    /// More pages than the piece of a suspended VM has room for, of a large VM.
+    Fill(u64, u8),
     Deliver(u64, u32, u8),
     Idle(u64, Option<u16>),
     Pass(u16),
@@ -30,6 +34,7 @@ fn step(failures: bool) -> impl Strategy<Value = Step> {
         1 => vm.clone().prop_map(Step::Destroy),
         8 => (vm.clone(), page).prop_map(|(vm, page)| Step::Read(vm, page)),
         12 => (vm.clone(), writable.clone(), any::<u8>()).prop_map(|(vm, page, value)| Step::Write(vm, page, value)),
+        2 => (vm.clone(), any::<u8>()).prop_map(|(vm, value)| Step::Fill(vm, value)),
         4 => (vm.clone(), writable, any::<u8>()).prop_map(|(vm, page, value)| Step::Deliver(vm, page, value)),
         6 => (vm, proptest::option::of(any::<u16>())).prop_map(|(vm, deadline)| Step::Idle(vm, deadline)),
         2 => any::<u16>().prop_map(Step::Pass),
@@ -38,8 +43,11 @@ fn step(failures: bool) -> impl Strategy<Value = Step> {
     ]
 }
 
-fn live(steps: Vec<Step>, dies: bool) {
-    let mut world = World::new(130, &[700, 700]);
+fn live(steps: Vec<Step>, dies: bool, large: bool) {
+    let (memory, mut world) = match large {
+        true => (LARGE * PAGE, World::new(260, &[1700, 1700])),
+        false => (MEMORY, World::new(130, &[700, 700])),
+    };
     let image = world.define();
     let mut vms: Vec<u64> = Vec::new();
     let mut uses = 0;
@@ -50,7 +58,7 @@ fn live(steps: Vec<Step>, dies: bool) {
                 uses += 1;
                 let number = vm | uses << protocol::service::PLACE_BITS;
                 world.model.lent = vec![0x77; PAGE as usize];
-                match world.ask_as(MANAGER, World::creation(number, image, MEMORY)) {
+                match world.ask_as(MANAGER, World::creation(number, image, memory)) {
                     Some(Response::Created(_)) => {
                         vms.push(number);
                         // A pager that dies in the middle of it may have started it or not.
@@ -80,6 +88,13 @@ fn live(steps: Vec<Step>, dies: bool) {
             Step::Write(vm, page, value) => {
                 if let Some(number) = named(&vms, vm) {
                     world.write(number, page, value);
+                }
+            }
+            Step::Fill(vm, value) => {
+                if let Some(number) = named(&vms, vm).filter(|_| large) {
+                    for page in 64..64 + 110 {
+                        world.write(number, page, value ^ page as u8);
+                    }
                 }
             }
             Step::Deliver(vm, page, value) => {
@@ -122,16 +137,30 @@ proptest! {
 
     #[test]
     fn nothing_is_lost(steps in prop::collection::vec(step(false), 1..160)) {
-        live(steps, false);
+        live(steps, false, false);
     }
 
     #[test]
     fn nothing_is_lost_when_disks_fail(steps in prop::collection::vec(step(true), 1..160)) {
-        live(steps, false);
+        live(steps, false, false);
     }
 
     #[test]
     fn nothing_is_lost_when_the_pager_dies(steps in prop::collection::vec(step(false), 1..160)) {
-        live(steps, true);
+        live(steps, true, false);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn nothing_is_lost_of_large_vms(steps in prop::collection::vec(step(true), 1..160)) {
+        live(steps, false, true);
+    }
+
+    #[test]
+    fn nothing_is_lost_of_large_vms_when_the_pager_dies(steps in prop::collection::vec(step(false), 1..160)) {
+        live(steps, true, true);
     }
 }
