@@ -202,6 +202,15 @@ impl World {
         }
     }
 
+    /// Makes so many VMs, with the numbers from 1 on, all of one image: its number.
+    fn populate(&mut self, count: u64) -> u32 {
+        let image = self.define();
+        for vm in 1..=count {
+            self.create(vm, image, MEMORY).unwrap();
+        }
+        image
+    }
+
     /// The pager gets the processor: events, then what is left to do; and a disk answers one request.
     fn turn(&mut self, which: usize, good: bool) {
         self.model.now += self.tick;

@@ -8,6 +8,17 @@ fn world() -> World {
     World::new(160, &[2048, 2048])
 }
 
+/// Makes so many VMs, one after the other, that do something and then idle until the time that it comes to.
+fn idle_vms(world: &mut World, count: u64, mut work: impl FnMut(&mut World, u64) -> u64) {
+    let image = world.define();
+    for vm in 1..=count {
+        world.create(vm, image, MEMORY).unwrap();
+        let until = work(world, vm);
+        world.idle(vm, until);
+        world.settle();
+    }
+}
+
 /// Has every VM write all pages of its heap.
 fn write_all(world: &mut World, vms: u64) {
     for page in 54..64 {
@@ -21,10 +32,7 @@ fn write_all(world: &mut World, vms: u64) {
 #[test]
 fn more_vms_than_memory_keep_what_they_wrote() {
     let mut world = world();
-    let image = world.define();
-    for vm in 1..=20 {
-        world.create(vm, image, MEMORY).unwrap();
-    }
+    let image = world.populate(20);
     write_all(&mut world, 20);
     for _ in 0..2 {
         for vm in 1..=20 {
@@ -47,14 +55,11 @@ fn more_vms_than_memory_keep_what_they_wrote() {
 #[test]
 fn idle_vms_leave_whole_and_come_back_as_they_were() {
     let mut world = world();
-    let image = world.define();
-    for vm in 1..=20 {
-        world.create(vm, image, MEMORY).unwrap();
+    idle_vms(&mut world, 20, |world, vm| {
         world.write(vm, 60, vm as u8).unwrap();
         world.act(vm, DATA + 0x200, Act::Write(9)).unwrap();
-        world.idle(vm, NEVER);
-        world.settle();
-    }
+        NEVER
+    });
     let suspended = world.pool()["suspended"];
     assert!(suspended >= 5, "{suspended} are suspended");
     assert_eq!(world.model.domains.len() as u64, 20 - suspended);
@@ -78,15 +83,12 @@ fn deadlines_wake_those_who_are_gone() {
     const TICK: u64 = 1 << crate::pager::clock::TICK;
     let deadline = |vm: u64| LATER + 2 * vm * TICK;
     let mut world = world();
-    let image = world.define();
-    for vm in 1..=20 {
-        world.create(vm, image, MEMORY).unwrap();
+    idle_vms(&mut world, 20, |world, vm| {
         for page in 56..62 {
             world.write(vm, page, vm as u8).unwrap();
         }
-        world.idle(vm, deadline(vm));
-        world.settle();
-    }
+        deadline(vm)
+    });
     world.tick = 0;
     let gone: Vec<u64> = (1..=20).filter(|vm| world.model.find(*vm).is_none()).collect();
     assert!(gone.len() > 5);
@@ -109,9 +111,8 @@ fn deadlines_wake_those_who_are_gone() {
 #[test]
 fn who_runs_all_the_time_makes_room_for_others_in_turn() {
     let mut world = world();
-    let image = world.define();
+    world.populate(20);
     for vm in 1..=20 {
-        world.create(vm, image, MEMORY).unwrap();
         for page in 56..62 {
             world.write(vm, page, vm as u8).unwrap();
         }
@@ -136,13 +137,10 @@ fn who_runs_all_the_time_makes_room_for_others_in_turn() {
 #[test]
 fn servers_reach_those_who_are_gone() {
     let mut world = world();
-    let image = world.define();
-    for vm in 1..=20 {
-        world.create(vm, image, MEMORY).unwrap();
+    idle_vms(&mut world, 20, |world, vm| {
         world.write(vm, 59, vm as u8).unwrap();
-        world.idle(vm, NEVER);
-        world.settle();
-    }
+        NEVER
+    });
     for round in 0..3 {
         for vm in 1..=20 {
             assert!(world.deliver(vm, 55 + round, (vm + 100) as u8));
@@ -162,13 +160,10 @@ fn servers_reach_those_who_are_gone() {
 fn who_was_fetched_stays_until_it_was_given_what_it_was_fetched_for() {
     const VMS: u64 = 40;
     let mut world = World::new(160, &[4096, 4096]);
-    let image = world.define();
-    for vm in 1..=VMS {
-        world.create(vm, image, MEMORY).unwrap();
+    idle_vms(&mut world, VMS, |world, vm| {
         world.write(vm, 60, vm as u8).unwrap();
-        world.idle(vm, NEVER);
-        world.settle();
-    }
+        NEVER
+    });
     // The one who fetches them all at once is slow, and each has to wait for the others' memory.
     const LAG: usize = 20;
     world.tick = 1_000_000;
@@ -221,10 +216,7 @@ fn swap_space_is_promised_whole() {
 fn who_finds_no_swap_space_is_refused_though_memory_is_being_given_back() {
     // 20 regions of 9 units.
     let mut world = World::new(160, &[20 * 9 * 16]);
-    let image = world.define();
-    for vm in 1..=20 {
-        world.create(vm, image, MEMORY).unwrap();
-    }
+    let image = world.populate(20);
     let mut tries = 0;
     for page in 54..64 {
         for vm in 1..=20 {
@@ -246,10 +238,7 @@ fn who_finds_no_swap_space_is_refused_though_memory_is_being_given_back() {
 #[test]
 fn a_changed_disk_stops_only_the_vm_concerned() {
     let mut world = world();
-    let image = world.define();
-    for vm in 1..=20 {
-        world.create(vm, image, MEMORY).unwrap();
-    }
+    world.populate(20);
     write_all(&mut world, 20);
     for vm in 1..=20 {
         world.idle(vm, NEVER);
@@ -296,10 +285,7 @@ fn a_changed_page_of_a_vm_that_is_in_memory_stops_it() {
 #[test]
 fn an_older_page_is_not_taken_for_the_newer() {
     let mut world = World::new(160, &[4096]);
-    let image = world.define();
-    for vm in 1..=20 {
-        world.create(vm, image, MEMORY).unwrap();
-    }
+    world.populate(20);
     write_all(&mut world, 20);
     let old = world.model.disk_bytes(0).clone();
     for vm in 1..=20 {
@@ -319,10 +305,7 @@ fn an_older_page_is_not_taken_for_the_newer() {
 #[test]
 fn a_disk_that_fails_stops_vms_with_a_reason() {
     let mut world = world();
-    let image = world.define();
-    for vm in 1..=20 {
-        world.create(vm, image, MEMORY).unwrap();
-    }
+    world.populate(20);
     write_all(&mut world, 20);
     // From here on nothing can be read or written.
     for turn in 0..3000 {
@@ -355,9 +338,8 @@ fn a_disk_that_fails_stops_vms_with_a_reason() {
 #[test]
 fn nothing_of_a_vm_can_be_read_on_the_disk() {
     let mut world = world();
-    let image = world.define();
+    world.populate(20);
     for vm in 1..=20 {
-        world.create(vm, image, MEMORY).unwrap();
         for page in 54..64 {
             for offset in 0..32 {
                 world
@@ -385,10 +367,7 @@ fn block_sizes_read_that_much_at_once() {
         let mut world = World::new(160, &[2048]);
         world.block = block;
         world.bury();
-        let image = world.define();
-        for vm in 1..=12 {
-            world.create(vm, image, MEMORY).unwrap();
-        }
+        world.populate(12);
         write_all(&mut world, 12);
         for vm in 1..=12 {
             for page in 54..64 {
@@ -501,9 +480,8 @@ fn start_at_once(world: &mut World, work: Work, mut their_turn: impl FnMut(&mut 
 #[test]
 fn who_had_to_leave_in_the_middle_of_its_work_comes_back_after_the_pager_has_died() {
     let mut world = world();
-    let image = world.define();
+    world.populate(20);
     for vm in 1..=20 {
-        world.create(vm, image, MEMORY).unwrap();
         for page in 56..62 {
             world.write(vm, page, vm as u8).unwrap();
         }
