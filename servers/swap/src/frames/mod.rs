@@ -12,92 +12,16 @@
 //! [`FrameTable::recover`]. So a frame is never given out with a key that says more than is in it: a page that is still being filled or
 //! read is [`Usage::Incoming`] or [`Usage::Filling`], and becomes a [`Usage::Page`] when its contents are there.
 
+mod layout;
+mod usage;
+
 use core::sync::atomic::{AtomicU32, Ordering};
-use protocol::layout::PAGE;
+
+pub use layout::Layout;
+pub use usage::Usage;
 
 /// A physical frame number.
 pub type Frame = u32;
-
-/// What a frame is used for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Usage {
-    /// The control block of a VM.
-    Control,
-    /// The root page table of a VM.
-    Root,
-    /// The pager's own.
-    Own,
-    /// A page table above leaf tables; the number of the GiB of addresses.
-    Directory(u32),
-    /// A leaf page table; the number of the 2 MiB of addresses.
-    Leaf(u32),
-    /// A private page of a VM; the number of the page in its memory.
-    Page(u32),
-    /// What is to be a private page once its contents are there: they are being read.
-    Incoming(u32),
-    /// The same: it is being filled, and nobody looks for it meanwhile.
-    Filling(u32),
-    /// A part of a VM's page map; its number.
-    Map(u32),
-    /// A page of an image; the number of the page in a VM's memory.
-    Image(u32),
-    /// What an image is made of.
-    ImageRecord,
-    /// A part of the table of VMs; its number.
-    Records(u32),
-    /// May hold a domain that nobody can name any more: never used again.
-    Lost,
-}
-
-/// Bits of a number in a [`Usage`].
-const NUMBER_BITS: u32 = 28;
-const NUMBER: u32 = (1 << NUMBER_BITS) - 1;
-
-impl Usage {
-    const fn key(self) -> u32 {
-        let (kind, number) = match self {
-            Usage::Control => (1, 0),
-            Usage::Root => (2, 0),
-            Usage::Own => (3, 0),
-            Usage::Directory(number) => (4, number),
-            Usage::Leaf(number) => (5, number),
-            Usage::Page(number) => (6, number),
-            Usage::Incoming(number) => (7, number),
-            Usage::Map(number) => (8, number),
-            Usage::Image(number) => (9, number),
-            Usage::ImageRecord => (10, 0),
-            Usage::Records(number) => (11, number),
-            Usage::Lost => (12, 0),
-            Usage::Filling(number) => (13, number),
-        };
-        kind << NUMBER_BITS | number & NUMBER
-    }
-
-    const fn from_key(key: u32) -> Option<Usage> {
-        let number = key & NUMBER;
-        Some(match key >> NUMBER_BITS {
-            1 => Usage::Control,
-            2 => Usage::Root,
-            3 => Usage::Own,
-            4 => Usage::Directory(number),
-            5 => Usage::Leaf(number),
-            6 => Usage::Page(number),
-            7 => Usage::Incoming(number),
-            8 => Usage::Map(number),
-            9 => Usage::Image(number),
-            10 => Usage::ImageRecord,
-            11 => Usage::Records(number),
-            12 => Usage::Lost,
-            13 => Usage::Filling(number),
-            _ => return None,
-        })
-    }
-
-    /// Whether [`FrameTable::find`] finds it.
-    const fn is_found(self) -> bool {
-        !matches!(self, Usage::Own | Usage::Lost | Usage::Filling(_) | Usage::Records(_) | Usage::Control | Usage::Root)
-    }
-}
 
 /// In [`Record::stamp`]: a write of the page is under way.
 const BUSY: u32 = 1 << 31;
@@ -146,42 +70,6 @@ impl List {
     /// Whether there is none.
     pub const fn is_empty(&self) -> bool {
         self.count == 0
-    }
-}
-
-/// How the frames of a pool are divided.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Layout {
-    /// Frames that the table knows: all of the pool that fits into 32-bit frame numbers.
-    pub frames: u32,
-    /// Heads of hash chains.
-    pub heads: u32,
-    /// Frames at the beginning of the pool that hold the records.
-    pub record_frames: u32,
-    /// Frames after those that hold the heads.
-    pub head_frames: u32,
-}
-
-impl Layout {
-    /// Most frames of a pool (1 TiB).
-    pub const FRAMES_MAX: u64 = 1 << 28;
-
-    /// For a pool of `frames` frames from `first`; `None` if it is too small to hold its own table, or beyond 32-bit frame numbers.
-    pub fn new(first: u64, frames: u64) -> Option<Layout> {
-        let beyond = u64::from(u32::MAX).checked_sub(first)?;
-        let frames = u32::try_from(frames.min(Self::FRAMES_MAX).min(beyond)).ok()?;
-        // At most two records to a chain on average.
-        let heads = (frames / 2 + 1).next_power_of_two();
-        let pages = |bytes: u64| u32::try_from(bytes.div_ceil(PAGE)).ok();
-        let record_frames = pages(u64::from(frames) * size_of::<Record>() as u64)?;
-        let head_frames = pages(u64::from(heads) * size_of::<u32>() as u64)?;
-        let layout = Layout { frames, heads, record_frames, head_frames };
-        (layout.reserved() < frames).then_some(layout)
-    }
-
-    /// Frames that the table itself takes.
-    pub const fn reserved(&self) -> u32 {
-        self.record_frames + self.head_frames
     }
 }
 
@@ -530,144 +418,4 @@ impl<'a> FrameTable<'a> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-    use std::collections::{BTreeMap, BTreeSet};
-    use std::{vec, vec::Vec};
-
-    fn records(count: usize) -> Vec<Record> {
-        (0..count).map(|_| Record::default()).collect()
-    }
-
-    #[test]
-    fn layouts_fit() {
-        for frames in [16, 100, 4096, 65_536, 1 << 20, 1 << 24] {
-            let layout = Layout::new(0x1000, frames).unwrap();
-            assert_eq!(u64::from(layout.frames), frames);
-            let share = f64::from(layout.reserved()) / frames as f64;
-            assert!(frames < 1000 || share < 0.009, "{share} of {frames} frames");
-        }
-        assert_eq!(Layout::new(0, 1), None);
-        assert_eq!(Layout::new(u64::MAX, 100), None);
-        assert_eq!(Layout::new(u64::from(u32::MAX) - 50, 100).unwrap().frames, 50);
-    }
-
-    #[test]
-    fn chains_stay_short() {
-        let layout = Layout::new(0, 1 << 16).unwrap();
-        let (mut records, mut heads) = (records(1 << 16), vec![0; layout.heads as usize]);
-        let mut table = FrameTable::new(0, &layout, &mut records, &mut heads, 0x9e37_79b9_7f4a_7c15).unwrap();
-        let mut list = List::default();
-        let mut taken = 0;
-        // Pages a power of two apart: what a hostile guest would try first.
-        while table.take(&mut list, taken >> 10, Usage::Page((taken & 1023) << 12)).is_some() {
-            taken += 1;
-        }
-        let longest = table.heads.iter().map(|head| {
-            let (mut link, mut length) = (*head, 0);
-            while link != 0 {
-                (link, length) = (table.records[link as usize - 1].chain, length + 1);
-            }
-            length
-        });
-        assert!(longest.max().unwrap() < 20);
-    }
-
-    #[derive(Clone, Debug)]
-    enum Step {
-        Take(u32, u32),
-        Promote(u32, u32),
-        Give(u32, u32),
-        Release(u32, u32),
-        /// The server dies and finds its table again; this owner is no more.
-        Recover(u32),
-    }
-
-    fn step() -> impl Strategy<Value = Step> {
-        prop_oneof![
-            8 => (0u32..4, 0u32..40).prop_map(|(owner, page)| Step::Take(owner, page)),
-            4 => (0u32..4, 0u32..40).prop_map(|(owner, page)| Step::Promote(owner, page)),
-            3 => (0u32..4, 0u32..40).prop_map(|(owner, page)| Step::Give(owner, page)),
-            1 => (0u32..4, 1u32..6).prop_map(|(owner, limit)| Step::Release(owner, limit)),
-            1 => (0u32..6).prop_map(Step::Recover),
-        ]
-    }
-
-    struct Lists([List; 4], u32);
-
-    impl Owners for Lists {
-        fn list(&mut self, owner: u32, _: Usage) -> Option<&mut List> {
-            if owner == self.1 { None } else { self.0.get_mut(owner as usize) }
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn behaves_like_a_map(steps in proptest::collection::vec(step(), 1..400), seed: u64) {
-            const FIRST: u32 = 7000;
-            let layout = Layout::new(u64::from(FIRST), 64).unwrap();
-            let (mut records, mut heads) = (records(64), vec![0; layout.heads as usize]);
-            let mut table = FrameTable::new(FIRST, &layout, &mut records, &mut heads, seed).unwrap();
-            let mut lists = Lists(Default::default(), 9);
-            // Frame, and whether it is a page already.
-            let mut model: BTreeMap<(u32, u32), (Frame, bool)> = BTreeMap::new();
-            for step in steps {
-                match step {
-                    Step::Take(owner, page) if !model.contains_key(&(owner, page)) => {
-                        match table.take(&mut lists.0[owner as usize], owner, Usage::Incoming(page)) {
-                            Some(frame) => {
-                                prop_assert!((FIRST + table.reserved()..FIRST + 64).contains(&frame));
-                                model.insert((owner, page), (frame, false));
-                            }
-                            None => prop_assert_eq!(model.len() as u32, 64 - table.reserved()),
-                        }
-                    }
-                    Step::Promote(owner, page) => {
-                        if let Some((frame, is_page)) = model.get_mut(&(owner, page)) {
-                            table.promote(*frame);
-                            *is_page = true;
-                        }
-                    }
-                    Step::Give(owner, page) => {
-                        if let Some((frame, _)) = model.remove(&(owner, page)) {
-                            table.give(&mut lists.0[owner as usize], frame);
-                        }
-                    }
-                    Step::Release(owner, limit) => {
-                        let list = &mut lists.0[owner as usize];
-                        let before = list.len();
-                        prop_assert_eq!(table.release(list, limit), before.min(limit));
-                        model.retain(|(o, _), (frame, _)| *o != owner || table.usage(*frame).is_some());
-                    }
-                    Step::Recover(gone) => {
-                        lists = Lists(Default::default(), gone);
-                        table.recover(&mut lists);
-                        model.retain(|(owner, _), _| *owner != gone);
-                    }
-                    Step::Take(..) => {}
-                }
-                prop_assert_eq!(table.used() - table.reserved(), model.len() as u32);
-                let frames: BTreeSet<_> = model.values().collect();
-                prop_assert_eq!(frames.len(), model.len());
-                for owner in 0..4 {
-                    let mut listed = BTreeSet::new();
-                    let mut at = table.first_of(&lists.0[owner as usize]);
-                    while let Some(frame) = at {
-                        prop_assert!(listed.insert(frame));
-                        at = table.next_of(frame);
-                    }
-                    let wanted: BTreeSet<_> = model.iter().filter(|((o, _), _)| *o == owner).map(|(_, (f, _))| *f).collect();
-                    prop_assert_eq!(lists.0[owner as usize].len() as usize, listed.len());
-                    prop_assert_eq!(listed, wanted);
-                    for page in 0..40 {
-                        let known = model.get(&(owner, page)).copied();
-                        let found = |usage| table.find(owner, usage);
-                        prop_assert_eq!(found(Usage::Page(page)), known.filter(|(_, page)| *page).map(|(frame, _)| frame));
-                        prop_assert_eq!(found(Usage::Incoming(page)), known.filter(|(_, page)| !*page).map(|(frame, _)| frame));
-                    }
-                }
-            }
-        }
-    }
-}
+mod tests;

@@ -1,9 +1,9 @@
-//! A model of the kernel and of disks: frames with types, counts and contents, domains with page tables, and every rule of
-//! `protocol` that the pager relies on, checked at each call; disks that answer in any order, or fail. The pager can be made to die at any call.
+//! The model's calls of the kernel, with every rule that the pager relies on.
 
+use super::{Domain, DomainState, MAP_PAGES, Mapped, Model, TRANSFERS, Type};
 use crate::{
     frames::Frame,
-    machine::{Disks, Machine, MapError},
+    machine::{Machine, MapError},
     record::{PER_FRAME, VmRecord},
 };
 use protocol::{
@@ -11,205 +11,11 @@ use protocol::{
     domain::{Control, DomainParameters, Event, EventKind, SavedDomain, Usage, Window},
     layout::PAGE,
     memory::{Access, BATCH, DESTINATION_MISSING, MapKind, MapOperation, PageState, Scan, TransferOperation},
-    service::{
-        VmRef,
-        block_driver::{BUFFER, Operation, Status},
-    },
+    service::VmRef,
 };
 use std::{boxed::Box, collections::BTreeMap, vec, vec::Vec};
 
-pub type Page = [u8; PAGE as usize];
-
-/// Pages that one call maps before it answers `Again`: small, so that tests meet it.
-const MAP_PAGES: u32 = 3;
-/// Transfers that one call performs.
-const TRANSFERS: usize = 5;
-/// Slots of a disk.
-pub const SLOTS: u16 = 4;
-
-/// What the pager dies with.
-pub struct Died;
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Type {
-    Free,
-    Mapped(u32),
-    Table(Frame),
-    Control,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum DomainState {
-    Stopped,
-    Runs,
-    Idle(u64),
-    Trapped,
-    Ending,
-}
-
-#[derive(Clone, Copy, Debug)]
-pub struct Mapped {
-    pub frame: Frame,
-    pub access: Access,
-    pub used: bool,
-    pub written: bool,
-}
-
-#[derive(Debug)]
-pub struct Domain {
-    pub generation: u32,
-    pub parameters: DomainParameters,
-    pub state: DomainState,
-    pub held: bool,
-    pub pending: u64,
-    pub trap: Option<Event>,
-    pub queued: bool,
-    pub entry: [u64; 3],
-    pub time: u64,
-    pub switches: u64,
-    /// What only its registers know.
-    pub register: u64,
-    directories: BTreeMap<u64, Frame>,
-    leaves: BTreeMap<u64, Frame>,
-    pub pages: BTreeMap<u64, Mapped>,
-}
-
-#[derive(Clone, Debug)]
-struct Pending {
-    slot: u16,
-    operation: Operation,
-    block: u64,
-    count: u32,
-}
-
-#[derive(Debug)]
-struct Disk {
-    bytes: Vec<u8>,
-    buffers: Vec<Vec<u8>>,
-    taken: [bool; SLOTS as usize],
-    pending: Vec<Pending>,
-}
-
-/// The kernel and the disks.
-pub struct Model {
-    pub slot: u8,
-    pub first: Frame,
-    pub types: Vec<Type>,
-    generations: Vec<u32>,
-    pub contents: Vec<Box<Page>>,
-    pub domains: BTreeMap<Frame, Domain>,
-    /// Parts of the table of VMs that a dead pager has left.
-    pub left: BTreeMap<Frame, &'static mut [VmRecord]>,
-    /// The range that callers lend, whoever they are.
-    pub lent: Vec<u8>,
-    pub now: u64,
-    /// Nanoseconds that it takes to seal a page, or to open one.
-    pub sealing: u64,
-    pub calls: usize,
-    /// The call at which the pager dies.
-    pub dies_at: Option<usize>,
-    disks: Vec<Disk>,
-}
-
 impl Model {
-    pub fn new(slot: u8, first: Frame, frames: usize, disks: &[u64]) -> Model {
-        let disk = |blocks: &u64| Disk {
-            bytes: vec![0xdd; *blocks as usize * PAGE as usize],
-            buffers: vec![vec![0xbb; BUFFER]; usize::from(SLOTS)],
-            taken: [false; SLOTS as usize],
-            pending: Vec::new(),
-        };
-        Model {
-            slot,
-            first,
-            types: vec![Type::Free; frames],
-            generations: vec![0; frames],
-            // What was there before: nobody may ever see it.
-            contents: vec![Box::new([0xee; PAGE as usize]); frames],
-            domains: BTreeMap::new(),
-            left: BTreeMap::new(),
-            lent: Vec::new(),
-            now: 1,
-            sealing: 0,
-            calls: 0,
-            dies_at: None,
-            disks: disks.iter().map(disk).collect(),
-        }
-    }
-
-    fn call(&mut self) {
-        self.calls += 1;
-        if self.dies_at.is_some_and(|at| self.calls >= at) {
-            self.dies_at = None;
-            std::panic::resume_unwind(Box::new(Died));
-        }
-    }
-
-    /// The pager has died: its pages and slots are gone, and the driver lets what was under way end.
-    pub fn mourn(&mut self) {
-        for disk in 0..self.disks.len() {
-            while self.answer(disk, 0, true).is_some() {}
-            self.disks[disk].taken = [false; SLOTS as usize];
-        }
-    }
-
-    /// Carries out one of the requests under way; its disk and slot.
-    pub fn answer(&mut self, disk: usize, which: usize, good: bool) -> Option<(u32, u16, Status)> {
-        let number = disk;
-        let disk = &mut self.disks[disk];
-        if disk.pending.is_empty() {
-            return None;
-        }
-        let Pending { slot, operation, block, count } = disk.pending.remove(which % disk.pending.len());
-        let (start, length) = (block as usize * PAGE as usize, count as usize * PAGE as usize);
-        let buffer = &mut disk.buffers[usize::from(slot)];
-        if good {
-            match operation {
-                Operation::Read => buffer[..length].copy_from_slice(&disk.bytes[start..start + length]),
-                Operation::Write => disk.bytes[start..start + length].copy_from_slice(&buffer[..length]),
-                other => panic!("the pager asks for {other:?}"),
-            }
-        }
-        Some((number as u32, slot, if good { Status::Ok } else { Status::Failed }))
-    }
-
-    pub fn disks(&self) -> usize {
-        self.disks.len()
-    }
-
-    pub fn under_way(&self) -> usize {
-        self.disks.iter().map(|disk| disk.pending.len()).sum()
-    }
-
-    pub fn taken_slots(&self) -> usize {
-        self.disks.iter().flat_map(|disk| disk.taken).filter(|taken| *taken).count()
-    }
-
-    /// All bytes of the disks.
-    pub fn disk_bytes(&mut self, disk: usize) -> &mut Vec<u8> {
-        &mut self.disks[disk].bytes
-    }
-
-    /// Events that wait in the queue of traps.
-    pub fn collect(&mut self, most: usize) -> Vec<Event> {
-        let waiting = self.domains.iter_mut().filter(|(_, domain)| domain.queued).take(most);
-        waiting
-            .map(|(frame, domain)| {
-                domain.queued = false;
-                Event { frame: *frame, generation: domain.generation, ..domain.trap.unwrap() }
-            })
-            .collect()
-    }
-
-    /// The domain of a VM, if it has one.
-    pub fn find(&mut self, number: u64) -> Option<(VmRef, &mut Domain)> {
-        let (frame, domain) = self
-            .domains
-            .iter_mut()
-            .find(|(_, domain)| domain.parameters.tag == number && domain.state != DomainState::Ending)?;
-        Some((VmRef { frame: *frame, generation: domain.generation }, domain))
-    }
-
     fn index(&self, frame: u64) -> Result<usize, Error> {
         let index = frame.checked_sub(u64::from(self.first)).ok_or(Error::BadArgument)? as usize;
         if index < self.types.len() { Ok(index) } else { Err(Error::BadArgument) }
@@ -580,47 +386,5 @@ impl Machine for Model {
 
     fn now(&mut self) -> u64 {
         self.now
-    }
-}
-
-impl Disks for Model {
-    fn take_slot(&mut self, disk: u32) -> Option<u16> {
-        let taken = &mut self.disks[disk as usize].taken;
-        let slot = taken.iter().position(|taken| !taken)?;
-        taken[slot] = true;
-        Some(slot as u16)
-    }
-
-    fn give_slot(&mut self, disk: u32, slot: u16) {
-        let disk = &mut self.disks[disk as usize];
-        assert!(core::mem::replace(&mut disk.taken[usize::from(slot)], false), "the slot was taken");
-        assert!(disk.pending.iter().all(|pending| pending.slot != slot), "nothing is under way in it");
-    }
-
-    fn fill_buffer(&mut self, disk: u32, slot: u16, offset: usize, from: &[u8]) {
-        self.now += self.sealing * (from.len() as u64 / PAGE);
-        let disk = &mut self.disks[disk as usize];
-        assert!(disk.taken[usize::from(slot)]);
-        disk.buffers[usize::from(slot)][offset..offset + from.len()].copy_from_slice(from);
-    }
-
-    fn read_buffer(&mut self, disk: u32, slot: u16, offset: usize, into: &mut [u8]) {
-        self.now += self.sealing * (into.len() as u64 / PAGE);
-        let disk = &mut self.disks[disk as usize];
-        assert!(disk.taken[usize::from(slot)]);
-        into.copy_from_slice(&disk.buffers[usize::from(slot)][offset..offset + into.len()]);
-    }
-
-    fn submit(&mut self, disk: u32, slot: u16, operation: Operation, block: u64, count: u32) {
-        self.call();
-        let disk = &mut self.disks[disk as usize];
-        assert!(disk.taken[usize::from(slot)] && (1..=16).contains(&count));
-        assert!((block as usize + count as usize) * PAGE as usize <= disk.bytes.len(), "within the partition");
-        // Nothing that is under way at the same time may meet: it would be in no order.
-        for other in &disk.pending {
-            let apart = block + u64::from(count) <= other.block || other.block + u64::from(other.count) <= block;
-            assert!(apart || (operation == Operation::Read && other.operation == Operation::Read), "two requests meet");
-        }
-        disk.pending.push(Pending { slot, operation, block, count });
     }
 }
