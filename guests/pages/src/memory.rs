@@ -31,9 +31,11 @@ impl Memory {
     pub fn new(pattern: Pattern, count: u32) -> Option<Memory> {
         let mut pages = Vec::new();
         pages.try_reserve_exact(count as usize).ok()?;
-        pages.resize(count as usize, Page::ZERO);
-        for (page, place) in pages.iter_mut().enumerate() {
-            pattern.fill(page as u32, 0, place);
+        // Each is touched once: memory that is there twice over, first as zeros, would be taken back in between.
+        for page in 0..count {
+            let mut place = Page::ZERO;
+            pattern.fill(page, 0, &mut place);
+            pages.push(place);
         }
         Some(Memory { pages, pattern, touched: 0 })
     }

@@ -92,7 +92,8 @@ pub struct VmRecord {
     state: u8,
     /// Chunks of its last segment, suspended as it is.
     pub last: u8,
-    /// Frames that it is to find free when it comes back, in [`ROOM_UNIT`]s: the more, the oftener it had to leave in the middle of its work.
+    /// Frames that it is to find free when it comes back, or has waited for one, in [`ROOM_UNIT`]s: the more, the oftener it had to leave in the middle of
+    /// its work or to wait.
     pub room: u8,
 
     // -- made anew by a restarted pager --
@@ -131,6 +132,9 @@ pub struct VmRecord {
 
 /// Frames of a unit of [`VmRecord::room`].
 pub const ROOM_UNIT: u32 = 8;
+/// Units of room that a VM is to find at the first time, and at most.
+const ROOM_MIN: u8 = 2;
+const ROOM_MAX: u8 = 128;
 /// Most faults in a row at one place that may take nothing to serve.
 const IDLE_FAULTS_MAX: u8 = 16;
 
@@ -219,6 +223,11 @@ impl VmRecord {
         self.idle_faults = if place == self.idle_place { self.idle_faults.saturating_add(1) } else { 1 };
         self.idle_place = place;
         self.idle_faults > IDLE_FAULTS_MAX
+    }
+
+    /// It had to leave in the middle of its work, or to wait for a frame.
+    pub fn more_room(&mut self) {
+        self.room = self.room.saturating_mul(2).clamp(ROOM_MIN, ROOM_MAX);
     }
 
     /// A fault took something to serve: the VM makes progress.

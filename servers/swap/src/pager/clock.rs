@@ -134,6 +134,16 @@ impl Clock {
         self.length
     }
 
+    /// Nothing can be freed until something happens, or for a while.
+    pub const fn is_blocked(&self) -> bool {
+        self.blocked
+    }
+
+    /// So many frames are to be free when VMs wait for some.
+    pub const fn high(&self) -> u32 {
+        self.high
+    }
+
     /// With fewer free frames memory is taken back.
     pub const fn low(&self) -> u32 {
         self.low
@@ -237,7 +247,7 @@ impl Pager<'_> {
     fn wanted_free(&self) -> u32 {
         let waits = !self.stalled.is_empty() || !self.waiting.is_empty();
         let base = if waits { self.clock.high } else { self.clock.low };
-        base.max(self.gate_needs())
+        base.max(self.gate_needs()).max(self.stalled_needs())
     }
 
     /// Whether VMs wait for memory.

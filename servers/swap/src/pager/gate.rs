@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     machine::Machine,
-    record::{AT_GATE, LEAVING, MOVING, ROOM_UNIT, STALLED, State, WANTED},
+    record::{AT_GATE, LEAVING, MOVING, ROOM_UNIT, STALLED, State, VmRecord, WANTED},
     suspended::SEGMENT_CHUNKS,
 };
 use core::cmp::Reverse;
@@ -67,12 +67,24 @@ impl Pager<'_> {
     /// Frames that must be free for the first in the queue.
     pub(super) fn gate_needs(&self) -> u32 {
         let first = self.gate.front().and_then(|place| self.vms.get(place));
-        let chunks = |vm: &crate::record::VmRecord| {
-            (u32::from(vm.segments).saturating_sub(1)) * SEGMENT_CHUNKS + u32::from(vm.last)
-        };
-        // However much it may need, it must come in one day.
-        let room = |vm: &crate::record::VmRecord| (u32::from(vm.room) * ROOM_UNIT).min(self.frames.total() / 8);
-        first.map_or(0, |vm| chunks(vm).max(room(vm)) + FRAMES + self.clock.floor())
+        let chunks = |vm: &VmRecord| (u32::from(vm.segments).saturating_sub(1)) * SEGMENT_CHUNKS + u32::from(vm.last);
+        first.map_or(0, |vm| chunks(vm).max(self.room(vm)) + FRAMES + self.clock.floor())
+    }
+
+    /// Frames that a VM is to find free. However much it may need, it must come in one day.
+    fn room(&self, vm: &VmRecord) -> u32 {
+        (u32::from(vm.room) * ROOM_UNIT).min(self.frames.total() / 8)
+    }
+
+    /// Frames that the first of those who wait for one is to get.
+    fn first_stalled_gets(&self) -> u32 {
+        let first = self.stalled.front().and_then(|place| self.vms.get(*place));
+        first.filter(|vm| vm.fault().is_some() && vm.grace == 0).map_or(0, |vm| self.room(vm))
+    }
+
+    /// Frames that must be free for the first of those who wait for one.
+    pub(super) fn stalled_needs(&self) -> u32 {
+        if self.stalled.is_empty() { 0 } else { self.clock.floor() + 1 + self.first_stalled_gets() }
     }
 
     /// Whether the first in the queue may come in now.
@@ -143,7 +155,22 @@ impl Pager<'_> {
 
     /// Whether the first that waits for a frame or a slot may try again.
     fn can_retry(&self) -> bool {
-        !self.stalled.is_empty() && self.spare() > self.clock.floor()
+        // What it is to get may not be there to be had: then it gets what is.
+        let nothing_comes = self.clock.is_blocked() && self.underway.count() == 0 && self.underway.moves() == 0;
+        let needs = if nothing_comes { self.clock.floor() + 1 } else { self.stalled_needs() };
+        !self.stalled.is_empty() && self.spare() >= needs
+    }
+
+    /// Keeps frames for a VM that has waited for one, if there are few. Each time they are twice as many: else all VMs would get their memory page by page, and
+    /// none of them ever all that it needs.
+    fn give_room(&mut self, place: u32) {
+        let (spare, few) = (self.spare().saturating_sub(self.clock.floor()), self.spare() < self.clock.high());
+        let Some(room) = self.vms.get(place).filter(|vm| few && vm.grace == 0).map(|vm| self.room(vm)) else { return };
+        if let Some(vm) = self.vms.get_mut(place) {
+            vm.grace = room.min(spare).min(u16::MAX.into()) as u16;
+            vm.more_room();
+            self.underway.promised += u32::from(vm.grace);
+        }
     }
 
     /// Lets VMs that waited for a frame or a slot try again, until one has to wait once more.
@@ -157,6 +184,7 @@ impl Pager<'_> {
             vm.set(STALLED, false);
             let running = vm.state() == State::Running;
             if running && vm.fault().is_some() && !vm.is(MOVING) {
+                self.give_room(place);
                 self.retry_fault(machine, place);
             }
             let again = self.vms.get_mut(place).is_some_and(|vm| vm.is(STALLED));

@@ -39,9 +39,6 @@ use protocol::{
 pub(super) const MOVES_MAX: usize = 64;
 /// Frames of a VM that leaves whole. One with more (8 MiB) loses pages until it has no more than these.
 const LOOK: u32 = 2048;
-/// Units of room that a VM which had to leave in the middle of its work is to find free when it comes back: at the first time, and at most.
-const ROOM_MIN: u8 = 2;
-const ROOM_MAX: u8 = 128;
 /// Laps after which a VM whose suspension failed is tried again.
 const FAILURES_MAX: u8 = 3;
 
@@ -390,7 +387,11 @@ impl Pager<'_> {
         vm.last = (total - (leave.segments - 1) * SEGMENT_CHUNKS) as u8;
         (vm.failures, vm.quiet) = (0, 0);
         // One that idles has what it needs with it; one that had to leave in the middle of its work gets more room each time.
-        vm.room = if leave.force { vm.room.saturating_mul(2).clamp(ROOM_MIN, ROOM_MAX) } else { 0 };
+        if leave.force {
+            vm.more_room();
+        } else {
+            vm.room = 0;
+        }
         let runs = leave.state.state != 2 || leave.state.pending != 0;
         // One that was running is to come back in any case, even if this server dies before.
         let wake = if runs { 0 } else { leave.state.deadline.min(leave.state.clock) };
