@@ -12,7 +12,7 @@ use protocol::service::block_driver::{BLOCK, Partition};
 
 use super::BootTest;
 use super::harness::Context;
-use super::pages::{AT_ONCE, Vms};
+use super::pages::{AT_ONCE, PATIENCE, Vms};
 use crate::machine::disk::Image;
 use crate::machine::power::Chance;
 
@@ -51,6 +51,8 @@ pub(super) const TESTS: &[BootTest] = &[
 pub const SYSTEM: &str = "swapping";
 /// Times that servers are killed.
 const KILLS: usize = 8;
+/// How long it may take until all of many VMs have filled their memory.
+const FILLING: Duration = Duration::from_secs(2400);
 /// VMs that are asked at a time while servers are killed.
 const GROUP: usize = 16;
 /// Bytes of a swap partition that are looked at at a time.
@@ -232,23 +234,25 @@ fn kill(context: &mut Context<'_>) -> Result<()> {
 fn many(context: &mut Context<'_>) -> Result<()> {
     let mut vms = Vms::boot(context, "swap")?;
     let all = vms.all();
-    vms.patience = Duration::from_secs(600);
-    let started = Instant::now();
-    let mut begun = started;
-    for round in ["filled, and checked once", "checked again"] {
+    // They answer when they have filled their memory, all at the same time.
+    vms.patience = FILLING;
+    let mut begun = Instant::now();
+    for (index, round) in ["filled", "checked", "checked again"].into_iter().enumerate() {
         // In groups of as many as are asked at a time: it ends with the first that does not answer.
-        for (index, group) in all.chunks(AT_ONCE).enumerate() {
-            if let Err(error) = vms.check(group) {
+        for (number, group) in all.chunks(AT_ONCE).enumerate() {
+            let answered = if index == 0 { vms.ask(group, |_| "who".into()).map(drop) } else { vms.check(group) };
+            if let Err(error) = answered {
                 let shown = memory(context)?;
-                return Err(error.wrap_err(miette!("{} VMs had answered; {shown:?}", index * AT_ONCE)));
+                return Err(error.wrap_err(miette!("{} VMs had answered; {shown:?}", number * AT_ONCE)));
             }
-            if index % 16 == 0 {
-                let (shown, seconds) = (memory(context)?, started.elapsed().as_secs_f64());
-                println!("  {} VMs after {seconds:.0} s: {shown:?}", index * AT_ONCE + group.len());
+            if number % 32 == 0 {
+                let (shown, seconds) = (memory(context)?, begun.elapsed().as_secs_f64());
+                println!("  {} VMs {round} after {seconds:.0} s: {shown:?}", number * AT_ONCE + group.len());
             }
         }
         println!("  {} VMs {round}: {:.0} s", all.len(), begun.elapsed().as_secs_f64());
         begun = Instant::now();
+        vms.patience = PATIENCE;
     }
     nobody_stopped(context)?;
     context.healthy()?;
