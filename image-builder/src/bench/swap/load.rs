@@ -28,14 +28,14 @@ const AT_ONCE: usize = 64;
 /// How long the VMs are asked.
 const TIME: Duration = Duration::from_secs(15);
 /// How long a VM may take to fill its memory, and to answer.
-const FILLING: Duration = Duration::from_secs(45);
-const FILLING_LONG: Duration = Duration::from_secs(1200);
+const FILLING: Duration = Duration::from_secs(300);
+const FILLING_LONG: Duration = Duration::from_secs(2400);
 const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(super) fn measure(session: &mut Session) -> Result<Vec<Measurement>> {
     let (count, pages_each, memory) = if session.long { LONG } else { USUAL };
     let (mib, swap) = (pages_each / 256 + 1, count * (pages_each / 256 + 2));
-    let changes = [
+    let mut changes = vec![
         ("count = 100", format!("count = {count}")),
         ("memory = \"128 MiB\"", format!("memory = \"{memory} MiB\"")),
         ("memory = \"3 MiB\"", format!("memory = \"{mib} MiB\"")),
@@ -43,6 +43,11 @@ pub(super) fn measure(session: &mut Session) -> Result<Vec<Measurement>> {
         ("\"400 MiB\"", format!("\"{} MiB\"", swap + 8)),
         ("\"350 MiB\"", format!("\"{swap} MiB\"")),
     ];
+    if session.long {
+        // Servers keep something of each VM.
+        let more = || "memory = \"16 MiB\"".to_string();
+        changes.extend([("memory = \"4 MiB\"", more()), ("memory = \"8 MiB\"", more())]);
+    }
     let (system, built) = build(session, "bench-swap-load", &changes)?;
     let network = system.manifest.network;
     let mut lan = Lan::open(network.gateway.into(), network.prefix)?;
@@ -53,7 +58,7 @@ pub(super) fn measure(session: &mut Session) -> Result<Vec<Measurement>> {
     let port = pages::PORT;
     // Who does not answer has not filled its memory yet.
     let who: Vec<_> = addresses.iter().map(|address| Ask::line(*address, port, "who")).collect();
-    let answers = lan.ask_all(&who, who.len(), if session.long { FILLING_LONG } else { FILLING })?;
+    let answers = lan.ask_all(&who, AT_ONCE, if session.long { FILLING_LONG } else { FILLING })?;
     let there = addresses.into_iter().zip(answers).filter_map(|(address, answer)| answer.is_ok().then_some(address));
     let addresses: Vec<_> = there.collect();
     let ready = 100.0 * addresses.len() as f64 / count as f64;
