@@ -12,6 +12,7 @@ use protocol::service::block_driver::Partition;
 use super::BootTest;
 use super::harness::Context;
 use crate::machine::disk::Image;
+use crate::machine::faults::{Faults, Kind};
 use crate::machine::power::{Chance, Fate};
 use crate::machine::qemu::Machine;
 use crate::machine::qmp::Qmp;
@@ -193,31 +194,30 @@ fn kill(context: &mut Context<'_>) -> Result<()> {
     nothing_failed(&counts)
 }
 
-/// Rules by which the first disk fails each of these once: event and block of the partition.
-fn faults(path: &Path, image: &Image, faults: &[(&str, u64)]) -> Result<()> {
+/// Has the first disk fail reads and writes of these blocks of the partition once each, and a flush.
+fn fail_once(path: &Path, image: &Image, reads: &[u64], writes: &[u64]) -> Result<()> {
     let start = image.first_sector(Partition::Scratch)?;
-    let rule = |(event, block): &(&str, u64)| {
-        let sector = start + block * (BLOCK as u64 / 512);
-        format!("[inject-error]\nevent = \"{event}\"\nerrno = \"5\"\nonce = \"on\"\nsector = \"{sector}\"\n\n")
-    };
-    let flush = "[inject-error]\nevent = \"flush_to_disk\"\niotype = \"flush\"\nerrno = \"5\"\nonce = \"on\"\n";
-    let rules: String = faults.iter().map(rule).chain([flush.to_string()]).collect();
-    fs::write(path, rules).into_diagnostic()
+    let sector = |block: &u64| start + block * (BLOCK as u64 / 512);
+    let mut faults = Faults::default();
+    reads.iter().map(sector).map(Kind::Read).for_each(|kind| faults.add(kind, true));
+    writes.iter().map(sector).map(Kind::Write).for_each(|kind| faults.add(kind, true));
+    faults.add(Kind::Flush, true);
+    faults.write(path)
 }
 
 fn errors(context: &mut Context<'_>) -> Result<()> {
     let (system, built) = context.build(Some(SYSTEM))?;
     let path = context.folder().join("faults");
-    let expected = [("write_aio", 0), ("write_aio", 500), ("read_aio", 77), ("read_aio", 600), ("write_aio", 1023)];
+    let (reads, writes) = ([77, 600], [0, 500, 1023]);
     context.boot_changed(&system, &built, |_, machine| {
         prepare(machine)?;
-        faults(&path, &first(machine)?, &expected)?;
+        fail_once(&path, &first(machine)?, &reads, &writes)?;
         machine.disks[0].faults = Some(path.clone());
         Ok(())
     })?;
     let counts = finish(context)?;
     let failed = count(&counts, "failed");
-    let wanted = expected.len() as u64 + 1;
+    let wanted = (reads.len() + writes.len()) as u64 + 1;
     // A request that fails takes with it those that QEMU has merged with it.
     if failed.is_none_or(|failed| failed < wanted) {
         return Err(miette!("at least {wanted} requests should have failed: {counts}"));

@@ -1,6 +1,5 @@
 //! Swap disks that lie, fail, stall, are too small or are not there: VMs concerned are told, and nobody else.
 
-use std::fmt::Write;
 use std::fs;
 use std::time::Duration;
 
@@ -13,6 +12,7 @@ use super::harness::Context;
 use super::pages::Vms;
 use super::swap::{SYSTEM, memory, nobody_stopped, stopped};
 use crate::machine::disk::{Existing, Image};
+use crate::machine::faults::{Faults, Kind};
 use crate::machine::power::Chance;
 use crate::machine::qemu::Machine;
 use crate::machine::qmp::Qmp;
@@ -140,16 +140,10 @@ fn flip(context: &mut Context<'_>) -> Result<()> {
     context.healthy()
 }
 
-/// Rules by which each read, or write, of a VM's region fails.
-fn faults(rules: &mut String, image: &Image, (first, length): (u64, u64), kind: &str) -> Result<()> {
+/// Has each read, or write, of a VM's region fail.
+fn fail(faults: &mut Faults, image: &Image, (first, length): (u64, u64), kind: fn(u64) -> Kind) -> Result<()> {
     let start = image.first_sector(Partition::Swap)? + first / 512;
-    for sector in (start..start + length / 512).step_by(BLOCK / 512) {
-        write!(
-            rules,
-            "[inject-error]\nevent = \"{kind}_aio\"\niotype = \"{kind}\"\nerrno = \"5\"\nsector = \"{sector}\"\n\n"
-        )
-        .into_diagnostic()?;
-    }
+    (start..start + length / 512).step_by(BLOCK / 512).for_each(|sector| faults.add(kind(sector), false));
     Ok(())
 }
 
@@ -163,10 +157,10 @@ fn errors(context: &mut Context<'_>) -> Result<()> {
     let (unread, unwritten) = (every_tenth(&all, 2), every_tenth(&all, 7));
     let path = context.folder().join("faults");
     let mut vms = Vms::boot_changed(context, SYSTEM, |context, machine| {
-        let (image, mut rules) = (context.image(DISK), String::new());
-        unread.iter().try_for_each(|vm| faults(&mut rules, &image, region(*vm), "read"))?;
-        unwritten.iter().try_for_each(|vm| faults(&mut rules, &image, region(*vm), "write"))?;
-        fs::write(&path, rules).into_diagnostic()?;
+        let (image, mut faults) = (context.image(DISK), Faults::default());
+        unread.iter().try_for_each(|vm| fail(&mut faults, &image, region(*vm), Kind::Read))?;
+        unwritten.iter().try_for_each(|vm| fail(&mut faults, &image, region(*vm), Kind::Write))?;
+        faults.write(&path)?;
         machine.disks[0].faults = Some(path.clone());
         // A request that fails would take with it those of others that it was merged with.
         machine.disks[0].device.push("request-merging=off".into());

@@ -12,6 +12,7 @@
 
 pub mod archive;
 pub mod disk;
+pub mod faults;
 pub mod http;
 pub mod lan;
 pub mod ports;
