@@ -204,7 +204,8 @@ impl Pager<'_> {
         let dying = self.clock.dying_blocked < self.dying.len();
         let refuse = !self.waiting.is_empty() && !self.gives_back();
         let retry = self.can_retry() && !self.clock.retry_blocked;
-        dying || refuse || retry || !self.leaving.is_empty() || self.reclaims() || self.is_open()
+        let moves = self.underway.has_more() || !self.leaving.is_empty();
+        dying || refuse || retry || moves || self.reclaims() || self.is_open()
     }
 
     /// Goes on with what takes long, by a bounded step.
@@ -215,6 +216,7 @@ impl Pager<'_> {
         if self.work_dying(machine) | self.work_leaving(machine) {
             self.clock.unblock();
         }
+        self.underway.new_turn();
         // VMs on their way that waited for slots, or for pages to be written. Who is not there yet stands behind the others again.
         for _ in 0..self.underway.moves() {
             match self.underway.next_move() {

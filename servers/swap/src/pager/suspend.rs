@@ -67,7 +67,9 @@ impl Pager<'_> {
         if busy || resident.maps.len() > suspended::MAPS_MAX as usize {
             return Begun::No;
         }
-        if self.underway.moves() >= MOVES_MAX || !self.has_slot(machine, place) {
+        if self.underway.moves() >= MOVES_MAX
+            || !self.segment_place(place, 0).is_some_and(|(disk, _)| has_slot(machine, disk))
+        {
             return Begun::Blocked;
         }
         if machine.control(at, Control::Hold, [0; 3]).is_err() {
@@ -173,16 +175,19 @@ impl Pager<'_> {
         }
         let mut blocked = false;
         while let Some(rest) = leave.before.get(leave.next..).filter(|rest| !rest.is_empty() && !blocked) {
-            let count = pages::run_of(rest).max(1);
             // What an earlier try has put up, or given back, is not there any more.
-            let is_here = |&&(page, frame): &&(u32, Frame)| {
-                self.frames.find(place, Usage::Page(page)) == Some(frame) && !self.frames.is_busy(frame)
+            let is_here = |(page, frame): &(u32, Frame)| {
+                self.frames.find(place, Usage::Page(*page)) == Some(*frame) && !self.frames.is_busy(*frame)
             };
-            let run: Vec<_> =
-                rest.iter().take(count).skip_while(|page| !is_here(page)).take_while(is_here).copied().collect();
-            if run.is_empty() {
-                leave.next += count;
-                continue;
+            leave.next += rest.iter().take_while(|page| !is_here(page)).count();
+            let rest = leave.before.get(leave.next..).unwrap_or_default();
+            let run = rest.get(..pages::run_of(rest)).unwrap_or_default();
+            let run: Vec<_> = run.iter().take_while(|page| is_here(page)).copied().collect();
+            let Some((first, _)) = run.first() else { break };
+            let disk = self.page_place(place, *first).map(|(disk, _)| disk);
+            if !disk.is_some_and(|disk| has_slot(machine, disk)) || !self.underway.take_piece() {
+                blocked = true;
+                break;
             }
             let freed = self.evict(machine, place, &run);
             // Those whose write is under way are counted on their own.
@@ -191,11 +196,11 @@ impl Pager<'_> {
             leave.frames -= frames;
             blocked = freed.blocked;
             if !blocked {
-                leave.next += count;
+                leave.next += run.len();
             }
         }
         let under_way = self.vms.get(place).map_or(0, |vm| vm.under_way);
-        if blocked && self.underway.count() == 0 {
+        if blocked && self.underway.count() == 0 && !self.underway.has_more() {
             // Nothing will end that it could wait for: there is no frame for its page map.
             return self.suspended(machine, place, leave);
         }
@@ -236,14 +241,10 @@ impl Pager<'_> {
         self.vms.get(place).is_some_and(|vm| vm.frames.len() <= LOOK && vm.failures < FAILURES_MAX)
     }
 
-    /// Whether the disk of the first segment has a slot.
-    fn has_slot(&self, machine: &mut impl Machine, place: u32) -> bool {
-        let Some((disk, _)) = self.segment_place(place, 0) else { return false };
-        let slot = machine.take_slot(disk);
-        if let Some(slot) = slot {
-            machine.give_slot(disk, slot);
-        }
-        slot.is_some()
+    /// Disk and block of a page's own place.
+    fn page_place(&self, place: u32, page: u32) -> Option<(u32, u64)> {
+        let region = self.vms.get(place)?.region.checked_sub(1)?;
+        Some(self.stripes.place(region, u64::from(page)))
     }
 
     /// Disk and block of a segment.
@@ -299,6 +300,9 @@ impl Pager<'_> {
             && let Some(segment) = leave.left.checked_sub(1)
         {
             let Some((disk, block)) = self.segment_place(place, segment) else { break };
+            if !has_slot(machine, disk) || !self.underway.take_piece() {
+                break;
+            }
             let Some(slot) = machine.take_slot(disk) else { break };
             let Some(chunks) = self.seal_segment(machine, place, segment, &mut leave) else {
                 machine.give_slot(disk, slot);
@@ -403,4 +407,13 @@ impl Pager<'_> {
         self.leaving.push_back(&mut self.vms, place);
         self.wake_at(wake, place);
     }
+}
+
+/// Whether a disk has a free slot.
+fn has_slot(machine: &mut impl Machine, disk: u32) -> bool {
+    let slot = machine.take_slot(disk);
+    if let Some(slot) = slot {
+        machine.give_slot(disk, slot);
+    }
+    slot.is_some()
 }

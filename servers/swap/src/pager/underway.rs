@@ -14,6 +14,9 @@ use protocol::{
     service::block_driver::{SLOTS, Status},
 };
 
+/// Pieces that are sealed for VMs that leave before others get their turn: 1 MiB, a few hundredths of a second where sealing is slow.
+const PIECES: u32 = 16;
+
 /// What a request of a disk is for. `place`: the VM's, whose `under_way` counts it.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Job {
@@ -106,6 +109,9 @@ pub(super) struct Underway {
     reads: u32,
     most_reads: u32,
     moves: VecDeque<Move>,
+    /// Pieces that may still be sealed before others get their turn, and whether they were too few.
+    pieces: u32,
+    more: bool,
     /// Frames that become free when the writes of them are over.
     pub freeing: u32,
     /// Free frames that are spoken for: of VMs that were let in and have not taken them yet.
@@ -121,6 +127,24 @@ impl Underway {
     /// Most reads that were ever under way at once.
     pub const fn most_reads(&self) -> u32 {
         self.most_reads
+    }
+
+    /// Others have had their turn.
+    pub fn new_turn(&mut self) {
+        (self.pieces, self.more) = (PIECES, false);
+    }
+
+    /// Whether one more piece of up to 64 KiB may be sealed before others get their turn. If not, there is more to do.
+    pub fn take_piece(&mut self) -> bool {
+        self.more |= self.pieces == 0;
+        let may = self.pieces > 0;
+        self.pieces -= u32::from(may);
+        may
+    }
+
+    /// Whether VMs on their way out can go on at once.
+    pub const fn has_more(&self) -> bool {
+        self.more
     }
 
     /// VMs on their way.
