@@ -144,7 +144,8 @@ impl Pager<'_> {
     pub(super) fn reserve_queues(&mut self) -> bool {
         let room = self.clock.length() as usize + 1;
         let queues = [&mut self.stops, &mut self.stalled];
-        queues.into_iter().all(|queue| queue.try_reserve(room.saturating_sub(queue.len())).is_ok())
+        // Those who have left meanwhile may still stand there.
+        queues.into_iter().all(|queue| queue.try_reserve(room).is_ok())
     }
 
     /// Makes the domain. The virtual register page is copied first: if the caller lends none, nothing was made.
