@@ -1,8 +1,7 @@
 use super::*;
 use alloc::{collections::VecDeque, rc::Rc};
 use core::cell::RefCell;
-use net_driver::{Dma, rings::Rings};
-use protocol::service::net_driver::{RingPage, SHARED_BYTES, receive_buffer, send_buffer};
+use net_driver::{Dma, rings::Rings, testing::Switch};
 use server_runtime::mmio::Region;
 use virtio::hal::{self, Map};
 use virtio_drivers::{
@@ -171,7 +170,8 @@ fn packet(number: usize) -> Vec<u8> {
 /// One test, because the memory that the device sees is one for the process, as it is for the driver.
 #[test]
 fn packets_flow_and_a_restart_loses_none_of_the_memory() {
-    let packets = Region::of(vec![0; SHARED_BYTES / 8].leak());
+    let mut switch = Switch::new();
+    let packets = switch.shared;
     let dma = Region::of(vec![0; DMA_PAGES * 512].leak());
     hal::init(Map {
         dma: Dma { memory: dma, physical: DMA },
@@ -198,7 +198,8 @@ fn packets_flow_and_a_restart_loses_none_of_the_memory() {
         rings.start().unwrap();
         assert_eq!((device.borrow().resets, device.borrow().taken), (round, Features::all().bits()));
         assert_eq!((rings.device().mac(), rings.device().link()), (MAC, true));
-        flow(&mut rings, &device, packets);
+        switch.restart();
+        flow(&mut rings, &device, &mut switch);
     }
 
     device.borrow_mut().link = false;
@@ -211,22 +212,14 @@ fn packets_flow_and_a_restart_loses_none_of_the_memory() {
     assert!(rings.start().unwrap_err().contains("virtio 1.0"));
 }
 
-fn flow(rings: &mut Rings<VirtioNet<Fake>>, device: &Rc<RefCell<Device>>, packets: Region) {
-    use core::mem::offset_of;
-    let word = |offset| packets.read_u32(offset);
-    let (mut filled, mut taken) = (0usize, 0usize);
+fn flow(rings: &mut Rings<VirtioNet<Fake>>, device: &Rc<RefCell<Device>>, switch: &mut Switch) {
     let mut expected = VecDeque::new();
+    let mut sent = 0;
     for step in 0..300 {
         // A batch out: one doorbell, and the device is asked for interrupts only while much is under way.
         let batch = step % 100;
         let notified = device.borrow().notified[usize::from(SEND)];
-        for number in 0..batch {
-            let entry = filled % ENTRIES;
-            packets.copy_in(send_buffer(entry) + HEADROOM, &packet(step + number));
-            packets.write_u32(offset_of!(RingPage, send) + entry * 4, packet(step + number).len() as u32);
-            filled += 1;
-        }
-        packets.write_u32(offset_of!(RingPage, sent_filled), filled as u32);
+        (0..batch).for_each(|number| switch.put(&packet(step + number)));
         rings.work();
         assert_eq!(device.borrow().notified[usize::from(SEND)], notified + usize::from(batch > 0));
         if batch > 0 {
@@ -234,6 +227,7 @@ fn flow(rings: &mut Rings<VirtioNet<Fake>>, device: &Rc<RefCell<Device>>, packet
         }
         for number in 0..batch {
             assert_eq!(device.borrow_mut().transmit(), Some(packet(step + number)));
+            sent += 1;
         }
         // Packets in.
         for number in 0..step % 7 {
@@ -241,15 +235,10 @@ fn flow(rings: &mut Rings<VirtioNet<Fake>>, device: &Rc<RefCell<Device>>, packet
             expected.push_back(packet(step * number));
         }
         rings.work();
-        assert_eq!(word(offset_of!(RingPage, sent_taken)) as usize, filled);
-        while taken as u32 != word(offset_of!(RingPage, arrived)) {
-            let entry = taken % ENTRIES;
-            let mut bytes = vec![0; word(offset_of!(RingPage, receive) + entry * 4) as usize];
-            packets.copy_out(receive_buffer(entry) + HEADROOM, &mut bytes);
-            assert_eq!(Some(bytes), expected.pop_front());
-            taken += 1;
+        assert_eq!(switch.sent_taken(), sent);
+        while let Some(packet) = switch.take() {
+            assert_eq!(Some(packet), expected.pop_front());
         }
         assert!(expected.is_empty());
-        packets.write_u32(offset_of!(RingPage, received_taken), taken as u32);
     }
 }
