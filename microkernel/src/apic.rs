@@ -207,7 +207,8 @@ impl IoApics {
         let Some(apic) = self.known.iter().flatten().find(has).copied() else { return false };
         let line = number - apic.first;
         let entry = u32::from(vector) | u32::from(low) << 13 | u32::from(level) << 15 | u32::from(masked) << 16;
-        apic.write(0x10 + 2 * line, MASKED | u32::from(vector));
+        // Masked while the other half is written, but not made edge-triggered: a line that is asserted meanwhile would be lost.
+        apic.write(0x10 + 2 * line, MASKED | entry);
         apic.write(0x11 + 2 * line, u32::from(to) << 24);
         apic.write(0x10 + 2 * line, entry);
         true
