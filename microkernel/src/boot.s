@@ -1,6 +1,11 @@
-# Entry by the PVH boot protocol: 32-bit protected mode, paging off, %ebx = physical address of the
-# hvm_start_info structure (Xen, docs/misc/pvh). Makes the first page tables, goes to long mode and up to
-# where the kernel is linked, and calls kernel_main(start_info, tsc).
+# Two doors into the kernel. Both loaders enter in 32-bit protected mode with paging off and %ebx = physical address of
+# a table about the machine:
+#
+# * PVH (`qemu -kernel`, Firecracker): the hvm_start_info structure (Xen, docs/misc/pvh);
+# * Multiboot2 (GRUB, on BIOS and UEFI): the boot information, and %eax = 0x36d76289 (Multiboot2 Specification 2.0, 3.3).
+#
+# Makes the first page tables, goes to long mode and up to where the kernel is linked, and calls
+# kernel_main(table, tsc, loader), where loader is %eax of a Multiboot2 loader and 0 of PVH.
 #
 # First page tables: 4 GiB by 2 MiB pages, seen at 0 (until the kernel runs above), at the base of
 # the physical map (entry 256) and, its first 1 GiB, at the kernel's base (entry 511).
@@ -17,13 +22,48 @@
     .asciz "Xen"
     .long pvh_start
 
+# The loader looks for it in the first 32 KiB of the file.
+.section .multiboot2, "a", @progbits
+    .balign 8
+multiboot2_header:
+    .long 0xe85250d6                    # magic number
+    .long 0                             # protected mode of i386
+    .long multiboot2_header_end - multiboot2_header
+    .long -(0xe85250d6 + multiboot2_header_end - multiboot2_header)
+    .balign 8                           # information that is needed: the memory map
+    .short 1, 0
+    .long 12
+    .long 6
+    .balign 8                           # the entry: that of the ELF header is PVH's
+    .short 3, 0
+    .long 12
+    .long multiboot2_start
+    .balign 8                           # the console may stay in text mode, if need be
+    .short 4, 1
+    .long 12
+    .long 2
+    .balign 8                           # a screen, of this size if there is a choice
+    .short 5, 1
+    .long 20
+    .long 1024, 768, 32
+    .balign 8                           # modules on page boundaries
+    .short 6, 0
+    .long 8
+    .balign 8                           # the end
+    .short 0, 0
+    .long 8
+multiboot2_header_end:
+
 .section .boot, "awx", @progbits
 .code32
 .global pvh_start
 .type pvh_start, @function
 pvh_start:
+    xorl %eax, %eax
+multiboot2_start:
     cli
     cld
+    movl %eax, boot_loader
     rdtsc
     movl %eax, boot_tsc
     movl %edx, boot_tsc + 4
@@ -57,8 +97,7 @@ pvh_start:
 
     movl $(top_table - KERNEL_BASE), %eax
     movl %eax, %cr3
-    movl %cr4, %eax
-    orl $0x20, %eax                     # physical address extension
+    movl $0x20, %eax                    # physical address extension, and nothing that firmware had switched on
     movl %eax, %cr4
     movl $0xc0000080, %ecx              # EFER
     rdmsr
@@ -82,6 +121,7 @@ boot_long_mode:
     movl %eax, %gs
     movl boot_start_info, %edi
     movq boot_tsc, %rsi
+    movl boot_loader, %edx
     movabsq $boot_high, %rax
     jmp *%rax
 
@@ -93,6 +133,8 @@ boot_gdt_pointer:
     .word . - boot_gdt - 1
     .long boot_gdt
 boot_start_info:
+    .long 0
+boot_loader:
     .long 0
 boot_tsc:
     .quad 0

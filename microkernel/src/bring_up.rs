@@ -109,7 +109,7 @@ impl BringUp {
             (start, others)
         });
         let last_page = |end: u64| (end.min(TRAMPOLINE_LIMIT) & !(PAGE - 1)).saturating_sub(PAGE);
-        let low = info.memory.iter().map(|region| (region.start, last_page(region.end())));
+        let low = info.memory.list().iter().map(|region| (region.start, last_page(region.end())));
         let page = low.filter(|(start, page)| *page >= PAGE && page >= start).map(|(_, page)| page).max().unwrap_or(0);
         memory.frames.declare((page / PAGE) as u32, 1, FrameKind::Reserved);
         BringUp { trampoline: page, set_aside, starting: None }

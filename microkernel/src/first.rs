@@ -1,20 +1,16 @@
 //! The first domain: `init`, from the bundle, with every capability there is.
 
-use crate::{
-    apic,
-    bring_up::BringUp,
-    clock::Clock,
-    machine::Metal,
-    memory::Memory,
-    physical,
-    start_info::{Region, StartInfo},
-};
+use crate::{apic, bring_up::BringUp, clock::Clock, machine::Metal, memory::Memory, physical};
 use elf::{
     ElfBytes,
     abi::{PF_W, PF_X, PT_LOAD},
     endian::LittleEndian,
 };
-use microkernel_logic::{Frame, Kernel, Machine, capability::Capability};
+use microkernel_logic::{
+    Frame, Kernel, Machine,
+    boot::{Region, StartInfo},
+    capability::Capability,
+};
 use protocol::{
     boot::{self, BootInfo, Extent, slot},
     bundle,
@@ -106,6 +102,7 @@ fn extent(region: Region) -> Extent {
 }
 
 /// Makes the kernel, and in it `init`, ready to run.
+#[inline(never)] // So that the stack that it needs is not the rest of boot's, too.
 pub fn start(
     info: &StartInfo,
     mut memory: Memory,
@@ -113,7 +110,7 @@ pub fn start(
     bring_up: BringUp,
 ) -> Result<Kernel<Metal>, &'static str> {
     if info.bundle.length == 0 {
-        return Err("no bundle was loaded (with QEMU: -initrd bundle.cpio)");
+        return Err("no bundle was loaded (with QEMU: -initrd bundle.cpio; with GRUB: module2)");
     }
     // SAFETY: the loader put the bundle there, and its frames were taken out of free memory.
     let bundle = unsafe { physical::bytes(info.bundle.start, info.bundle.length as usize) };
@@ -126,7 +123,7 @@ pub fn start(
         _ => return Err("bundle refused: its first file is not `init`"),
     };
     let own = Region { start: memory.free.take(MEMORY, u64::MAX).ok_or("too little memory")?, length: MEMORY };
-    let regions = memory.free.sorted();
+    let (largest, others) = memory.free.largest();
     memory.frames.hide((apic::LOCAL / PAGE) as Frame);
 
     let mut kernel = Kernel::new(Metal::new(clock, bring_up), memory.frames);
@@ -143,7 +140,7 @@ pub fn start(
 
     let mut boot_info = BootInfo {
         magic: boot::MAGIC,
-        memory: extent(regions[0]),
+        memory: extent(largest),
         bundle: extent(Region { length: info.bundle.length.next_multiple_of(PAGE), ..info.bundle }),
         bundle_length: info.bundle.length,
         own_free,
@@ -153,17 +150,17 @@ pub fn start(
         tsc_multiplier: clock.multiplier,
         processors: 1,
         memory_total: memory.total,
+        framebuffer: info.framebuffer,
         ..BootInfo::default()
     };
     let mut itself = Capability::new(Kind::Domain, Rights::CONTROL | Rights::CALL | Rights::RAISE, domain, 0);
     itself.generation = kernel.frames.generation(domain);
     let slots = &mut kernel.machine.block_mut(domain).slots;
     slots[usize::from(slot::SELF)] = itself;
-    slots[usize::from(slot::MEMORY)] = memory_capability(regions[0]);
-    let more = regions[1..].iter().filter(|region| region.length > 0);
-    for (index, region) in more.take(boot::EXTENTS).enumerate() {
-        slots[usize::from(slot::MORE_MEMORY) + index] = memory_capability(*region);
-        boot_info.more_memory[index] = extent(*region);
+    slots[usize::from(slot::MEMORY)] = memory_capability(largest);
+    for (index, region) in others.take(boot::EXTENTS).enumerate() {
+        slots[usize::from(slot::MORE_MEMORY) + index] = memory_capability(region);
+        boot_info.more_memory[index] = extent(region);
         boot_info.more_memory_count += 1;
     }
     let bundle_frames = Region { length: info.bundle.length.next_multiple_of(PAGE), ..info.bundle };

@@ -58,15 +58,15 @@ unsafe extern "C" {
 const NO_FPU: u64 = 7;
 const PAGE_FAULT: u64 = 14;
 
-/// Called by boot.s.
+/// Called by boot.s: the loader's table, the TSC at entry, and which loader it was ([`start_info::read`]).
 #[unsafe(no_mangle)]
-extern "C" fn kernel_main(start_info: u64, tsc: u64) -> ! {
+extern "C" fn kernel_main(start_info: u64, tsc: u64, loader: u32) -> ! {
     serial::initialise();
     // SAFETY: the one call at boot, on the one processor, with what the loader handed over.
     let (info, mut memory) = unsafe {
         cpu::initialise();
-        let info = start_info::read(start_info).unwrap_or_else(|reason| refuse(reason));
-        let memory = memory::initialise(&info).unwrap_or_else(|reason| refuse(reason));
+        let mut info = start_info::read(loader, start_info).unwrap_or_else(|reason| refuse(reason));
+        let memory = memory::initialise(&mut info).unwrap_or_else(|reason| refuse(reason));
         (info, memory)
     };
     apic::initialise();

@@ -1,21 +1,18 @@
 //! Memory at boot: the physical map, the frame table, and what is left for domains.
 
-use crate::{
-    cpu, physical,
-    start_info::{REGIONS, Region, StartInfo},
-};
+use crate::{cpu, physical, start_info::MAPPED_AT_BOOT};
 use microkernel_logic::{
     Frame,
+    boot::{PAGE, Region, Regions, StartInfo},
     frames::{FrameEntry, FrameKind, FrameTable},
     paging::{Entry, Table},
 };
 
-const PAGE: u64 = 4096;
 const LARGE_PAGE: u64 = 2 << 20;
 const GIB: u64 = 1 << 30;
-/// The first page tables map this much.
-const MAPPED_AT_BOOT: u64 = 4 * GIB;
-/// The first MiB belongs to firmware and old devices.
+/// The physical map ends here: it has one entry of the top-level table.
+const HIGHEST: u64 = 512 * GIB;
+/// The first MiB belongs to firmware and old devices; the kernel is loaded behind it.
 const FIRST_USABLE: u64 = 1 << 20;
 /// Present, writable, 2 MiB, no execute.
 const LARGE: u64 = 0x83 | 1 << 63;
@@ -33,89 +30,36 @@ unsafe extern "C" {
     static kernel_end: u8;
 }
 
-/// Free memory as a list of regions, from which boot takes the first pieces.
-pub struct Free {
-    regions: [Region; REGIONS + 4],
-}
-
-impl Free {
-    /// Memory less the first MiB, the kernel and the bundle, in whole pages.
-    fn new(info: &StartInfo, kernel: Region) -> Free {
-        let mut free = Free { regions: [Region::default(); REGIONS + 4] };
-        for (slot, region) in free.regions.iter_mut().zip(info.memory) {
-            let start = region.start.next_multiple_of(PAGE).max(FIRST_USABLE);
-            let end = region.end() & !(PAGE - 1);
-            *slot = Region { start, length: end.saturating_sub(start) };
-        }
-        free.subtract(kernel);
-        free.subtract(info.bundle);
-        free
-    }
-
-    fn subtract(&mut self, taken: Region) {
-        if taken.length == 0 {
-            return;
-        }
-        let (start, end) = (taken.start & !(PAGE - 1), taken.end().next_multiple_of(PAGE));
-        let mut cut = Region::default();
-        for region in &mut self.regions {
-            let (first, last) = (region.start, region.end());
-            if region.length == 0 || end <= first || start >= last {
-                continue;
-            }
-            region.length = start.saturating_sub(first);
-            if end < last {
-                let after = Region { start: end, length: last - end };
-                if region.length == 0 { *region = after } else { cut = after }
-            }
-        }
-        if let Some(empty) = self.regions.iter_mut().find(|region| region.length == 0) {
-            *empty = cut;
-        }
-    }
-
-    /// Takes bytes off the largest region that begins below `limit`.
-    pub fn take(&mut self, bytes: u64, limit: u64) -> Option<u64> {
-        let bytes = bytes.next_multiple_of(PAGE);
-        let inside = |region: &&mut Region| region.length >= bytes && region.start + bytes <= limit;
-        let region = self.regions.iter_mut().filter(inside).max_by_key(|region| region.length)?;
-        let start = region.start;
-        *region = Region { start: start + bytes, length: region.length - bytes };
-        Some(start)
-    }
-
-    /// The regions that are left, largest first.
-    pub fn sorted(mut self) -> [Region; REGIONS + 4] {
-        self.regions.sort_unstable_by_key(|region| core::cmp::Reverse(region.length));
-        self.regions
-    }
-}
-
 /// What boot made of the memory.
 pub struct Memory {
     /// The frame table: all memory that is left is free, the bundle too.
     pub frames: FrameTable,
     /// What is left.
-    pub free: Free,
+    pub free: Regions,
     /// Bytes of memory found.
     pub total: u64,
 }
 
-/// Maps all memory, makes the frame table.
+/// Maps all memory, makes the frame table. What is beyond the physical map is no memory any more.
 ///
 /// # Safety
 /// To be called once, at boot, with what the loader told.
-pub unsafe fn initialise(info: &StartInfo) -> Result<Memory, &'static str> {
-    let end = (&raw const kernel_end) as u64 - physical::KERNEL_BASE;
-    let kernel = Region { start: FIRST_USABLE, length: end - FIRST_USABLE };
-    let mut free = Free::new(info, kernel);
-    let total = info.memory.iter().map(|region| region.length).sum();
-    let top = info.memory.iter().map(Region::end).max().unwrap_or(0).next_multiple_of(PAGE);
-    if top >> 12 >= u64::from(u32::MAX) {
-        return Err("more than 16 TiB of physical addresses");
+#[inline(never)] // So that the stack that it needs is not the rest of boot's, too.
+pub unsafe fn initialise(info: &mut StartInfo) -> Result<Memory, &'static str> {
+    let memory = &mut info.memory;
+    let all = memory.total();
+    memory.subtract(Region::between(HIGHEST, u64::MAX));
+    let unused = all - memory.total() + memory.lost();
+    if unused > 0 {
+        crate::say!("{} KiB of memory stay unused: above 512 GiB, or in too small pieces", unused >> 10);
     }
+    let mut free = memory.clone();
+    // The first MiB belongs to firmware and old devices; then comes the kernel.
+    free.subtract(Region::between(0, (&raw const kernel_end) as u64 - physical::KERNEL_BASE));
+    free.subtract(info.bundle);
+    let top = memory.end();
     // SAFETY: by the caller's promise this runs once, before anything else uses these tables.
-    unsafe { map_all(info, &mut free, top)? };
+    unsafe { map_all(memory, &mut free, top)? };
 
     let entries = (top / PAGE) as usize;
     let table = free.take(entries as u64 * size_of::<FrameEntry>() as u64, u64::MAX).ok_or("too little memory")?;
@@ -124,16 +68,16 @@ pub unsafe fn initialise(info: &StartInfo) -> Result<Memory, &'static str> {
     let slice = unsafe { core::slice::from_raw_parts_mut(physical::address(table) as *mut FrameEntry, entries) };
     let mut frames = FrameTable::new(slice);
     frames.declare(0, entries as Frame, FrameKind::Device);
-    for region in info.memory {
-        declare(&mut frames, region, FrameKind::Reserved);
+    for region in memory.list() {
+        declare(&mut frames, *region, FrameKind::Reserved);
     }
     // The first MiB holds tables of the firmware, and frame 0, which nobody gets.
-    declare(&mut frames, Region { start: PAGE, length: FIRST_USABLE - PAGE }, FrameKind::Device);
-    for region in free.regions {
-        declare(&mut frames, region, FrameKind::Free);
+    declare(&mut frames, Region::between(PAGE, FIRST_USABLE), FrameKind::Device);
+    for region in free.list() {
+        declare(&mut frames, *region, FrameKind::Free);
     }
     declare(&mut frames, info.bundle, FrameKind::Free);
-    Ok(Memory { frames, free, total })
+    Ok(Memory { frames, free, total: memory.total() })
 }
 
 /// Declares all frames that a region touches.
@@ -149,18 +93,15 @@ fn declare(frames: &mut FrameTable, region: Region, kind: FrameKind) {
 ///
 /// # Safety
 /// As for [`initialise`].
-unsafe fn map_all(info: &StartInfo, free: &mut Free, top: u64) -> Result<(), &'static str> {
+unsafe fn map_all(memory: &Regions, free: &mut Regions, top: u64) -> Result<(), &'static str> {
     let end = top.max(MAPPED_AT_BOOT).next_multiple_of(GIB);
     let pointers = new_table(free)?;
     for gib in 0..end / GIB {
-        if gib >= 512 {
-            return Err("more than 512 GiB of physical addresses");
-        }
         let directory = new_table(free)?;
         for index in 0..512 {
             let start = gib * GIB + index * LARGE_PAGE;
             let inside = |region: &Region| start < region.end() && start + LARGE_PAGE > region.start;
-            let memory = info.memory.iter().any(inside);
+            let memory = memory.list().iter().any(inside);
             // SAFETY: a table that was just made, mapped by the first page tables.
             unsafe {
                 (*physical::table(directory))[index as usize] =
@@ -183,7 +124,7 @@ unsafe fn map_all(info: &StartInfo, free: &mut Free, top: u64) -> Result<(), &'s
 }
 
 /// Maps the kernel's own pages where it is linked, each as it is used: code cannot be written, nothing else executed.
-fn map_kernel(free: &mut Free) -> Result<Frame, &'static str> {
+fn map_kernel(free: &mut Regions) -> Result<Frame, &'static str> {
     let pointers = new_table(free)?;
     let directory = new_table(free)?;
     // SAFETY: tables that were just made, mapped by the first page tables.
@@ -211,7 +152,7 @@ fn map_kernel(free: &mut Free) -> Result<Frame, &'static str> {
     Ok(pointers)
 }
 
-fn new_table(free: &mut Free) -> Result<Frame, &'static str> {
+fn new_table(free: &mut Regions) -> Result<Frame, &'static str> {
     let start = free.take(PAGE, MAPPED_AT_BOOT).ok_or("too little memory below 4 GiB")?;
     // SAFETY: memory just taken out of the free regions.
     unsafe { physical::copy(None, start, PAGE as usize) };

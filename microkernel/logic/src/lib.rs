@@ -18,6 +18,7 @@
 //! | `kernel` | entry, dispatch, exit |
 //! | `processors` | who runs where, with several processors |
 //! | `ipc`, `fast`, `interrupts`, `events` | messages, their short way, virtual interrupts, event queues |
+//! | `boot` | what the boot loader tells |
 //! | `mapping`, `scan`, `transfer`, `control`, `suspend`, `slots`, `devices` | the calls that act on capabilities |
 #![no_std]
 #![forbid(unsafe_code)]
@@ -26,6 +27,7 @@
 extern crate std;
 
 pub mod block;
+pub mod boot;
 pub mod capability;
 mod control;
 mod devices;
