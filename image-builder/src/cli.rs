@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueHint};
 
-use crate::machine::qemu::Nic;
+use crate::machine::hardware::{Chipset, DiskBus, Medium, Nic};
 use crate::system::types::Size;
 use crate::toolchain::Installing;
 use crate::toolchain::choose::Preference;
@@ -26,6 +26,8 @@ pub enum Command {
     Run(Run),
     /// Build a system: the microkernel and its bundle
     Build(Build),
+    /// Make a bootable image of a system: for USB stick, disk and CD, for BIOS and UEFI
+    Image(Image),
     /// Run all tests: those of the libraries, and those that boot systems
     Test(Test),
     /// Measure a system; without a name, list the benchmarks
@@ -69,12 +71,35 @@ pub struct Build {
     pub tools: Tools,
 }
 
+/// `image`
+#[derive(Debug, Args)]
+pub struct Image {
+    /// System file [default: system.toml at the top of the project]
+    #[arg(value_name = "SYSTEM.toml", value_hint = ValueHint::FilePath)]
+    pub system: Option<PathBuf>,
+    /// The image
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath, default_value = "denali.img")]
+    pub output: PathBuf,
+    /// Tools.
+    #[command(flatten)]
+    pub tools: Tools,
+}
+
 /// `run`
 #[derive(Debug, Args)]
 pub struct Run {
     /// System file [default: system.toml at the top of the project]
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub system: Option<PathBuf>,
+    /// Boot this image, made by `cargo denali image` of the same system file, and build nothing
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub image: Option<PathBuf>,
+    /// Boot the image by UEFI firmware in place of a BIOS
+    #[arg(long, requires = "image")]
+    pub uefi: bool,
+    /// What the image is put on
+    #[arg(long, value_enum, default_value_t, requires = "image")]
+    pub medium: Medium,
     /// Only show the console; what is typed does not go to it
     #[arg(long)]
     pub headless: bool,
@@ -87,9 +112,18 @@ pub struct Run {
     /// Processors of the machine [default: as the system file says]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=255))]
     pub cpus: Option<u16>,
+    /// Chipset of the machine
+    #[arg(long, value_enum, default_value_t)]
+    pub machine: Chipset,
     /// Network card of the machine
     #[arg(long, value_enum, default_value_t)]
     pub nic: Nic,
+    /// What the machine's disks are connected to
+    #[arg(long, value_enum, default_value_t)]
+    pub disk_bus: DiskBus,
+    /// Give the machine an IOMMU (Intel VT-d); Q35 only
+    #[arg(long)]
+    pub iommu: bool,
     /// First port on 127.0.0.1 that leads to a VM; the next services get the next ones
     #[arg(long, value_name = "BASE", default_value_t = crate::machine::ports::BASE, value_parser = clap::value_parser!(u16).range(1..))]
     pub port: u16,
@@ -218,6 +252,17 @@ mod tests {
         let Command::Run(run) = cli.command else { panic!("run was asked for") };
         assert_eq!((run.seconds, run.headless, run.port), (Some(60), true, 8080));
         assert_eq!(run.extra, ["-s", "-S"]);
+    }
+
+    #[test]
+    fn firmware_and_medium_are_those_of_an_image() {
+        for arguments in [["--uefi", "--headless"], ["--medium", "cd"]] {
+            let line = ["denali", "run"].into_iter().chain(arguments);
+            Cli::try_parse_from(line).expect_err(arguments[0]);
+        }
+        let cli = Cli::parse_from(["denali", "run", "--image", "denali.img", "--uefi", "--medium", "cd"]);
+        let Command::Run(run) = cli.command else { panic!("run was asked for") };
+        assert_eq!((run.uefi, run.medium), (true, Medium::Cd));
     }
 
     #[test]

@@ -11,6 +11,7 @@ pub mod commands;
 pub mod cpio;
 pub mod elf;
 pub mod host_tests;
+pub mod image;
 pub mod interrupt;
 pub mod lines;
 pub mod lint;

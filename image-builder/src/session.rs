@@ -8,8 +8,10 @@ use miette::Result;
 use crate::accelerator::{self, Accelerator};
 use crate::build::{self, Built};
 use crate::cli::Tools;
+use crate::image;
 use crate::machine::disk::{Existing, Image};
-use crate::machine::qemu::{self, Disk, Machine, Network, Nic};
+use crate::machine::firmware;
+use crate::machine::qemu::{self, Boot, Chipset, Disk, DiskBus, Machine, Network, Nic, Uefi};
 use crate::system::System;
 use crate::system::disks::DiskPlan;
 use crate::toolchain::{self, Installing, Toolchain};
@@ -75,6 +77,17 @@ impl Session {
         Ok(self.qemu.insert(qemu).clone())
     }
 
+    /// UEFI firmware, installed if need be.
+    pub fn uefi(&self) -> Result<Uefi> {
+        firmware::ensure(self.tools.installing())
+    }
+
+    /// Makes the image of a system that was built; the tools for it are installed if need be. The answer is its size in bytes.
+    pub fn image(&self, built: &Built, to: &Path) -> Result<u64> {
+        image::ensure_tools(self.tools.installing())?;
+        image::make(built, to)
+    }
+
     /// Reads and builds a system, once in a run of this program.
     pub fn build_once(&mut self, path: &Path) -> Result<(System, Built)> {
         if let Some(built) = self.built.get(path) {
@@ -93,17 +106,24 @@ impl Session {
 
     /// The machine that a system file asks for, on this host's accelerator, without its disks ([`disks`]).
     pub fn machine(&self, system: &System, built: &Built, network: Network) -> Machine {
+        self.machine_booting(Boot::direct(built), system, network)
+    }
+
+    /// The same, booting something else.
+    pub fn machine_booting(&self, boot: Boot, system: &System, network: Network) -> Machine {
         let (accelerator, _) = accelerator::choose(&accelerator::Findings::gather());
         Machine {
-            kernel: built.kernel.clone(),
-            bundle: built.bundle.clone(),
+            boot,
+            chipset: Chipset::default(),
             memory: system.memory.0.div_ceil(1 << 20),
             cpus: system.cpus,
             accelerator,
             count_instructions: false,
             nic: Nic::default(),
             network,
+            disk_bus: DiskBus::default(),
             disks: Vec::new(),
+            iommu: false,
             qmp: None,
             extra: Vec::new(),
         }

@@ -10,7 +10,6 @@ use crate::{
     memory::Memory,
     physical::{self, KERNEL_BASE},
     processor::{self, Record},
-    start_info::StartInfo,
 };
 use core::{
     arch::global_asm,
@@ -18,6 +17,7 @@ use core::{
 };
 use microkernel_logic::{
     Kernel, PROCESSORS,
+    boot::{PAGE, StartInfo},
     frames::FrameKind,
     paging::{Entry, Table},
 };
@@ -25,7 +25,6 @@ use protocol::{abi::Error, domain::ProcessorStep};
 
 global_asm!(include_str!("trampoline.s"), options(att_syntax));
 
-const PAGE: u64 = 4096;
 /// What is set aside for each processor: top-level table, area, stack.
 const TOP_TO_AREA: u64 = PAGE;
 const AREA_TO_STACK: u64 = size_of::<Area>() as u64;

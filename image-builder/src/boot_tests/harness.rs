@@ -11,15 +11,26 @@ use tempfile::TempDir;
 use super::BootTest;
 use crate::build::Built;
 use crate::interrupt;
+use crate::machine::bochs::{self, Bochs};
 use crate::machine::disk::{Existing, Image};
 use crate::machine::http::{self, Page};
 use crate::machine::ports::{self, Reachable};
 use crate::machine::power::{Fate, Volatile};
-use crate::machine::qemu::{Machine, Network};
+use crate::machine::qemu::{Boot, Machine, Medium, Network};
 use crate::machine::serial::Line;
 use crate::machine::{Running, is_last_word};
 use crate::session::{self, Session};
 use crate::system::System;
+use crate::toolchain;
+
+/// Firmware of a machine that boots an image.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Firmware {
+    /// BIOS: SeaBIOS.
+    Bios,
+    /// UEFI: OVMF.
+    Uefi,
+}
 
 /// A test's surroundings.
 #[derive(Debug)]
@@ -121,6 +132,35 @@ impl<'a> Context<'a> {
         self.processors = Some(processors);
     }
 
+    /// The image of a system that was built, to be booted in place of its kernel and bundle ([`Machine::boot`]).
+    pub fn image_of(&mut self, built: &Built, medium: Medium, firmware: Firmware) -> Result<Boot> {
+        let file = built.folder.join("denali.img");
+        self.session.image(built, &file)?;
+        let uefi = match firmware {
+            Firmware::Bios => None,
+            Firmware::Uefi => Some(self.session.uefi()?),
+        };
+        // Nor is installing what makes the image, or making it, what is tested.
+        self.deadline = Instant::now() + self.limit;
+        Ok(Boot::Image { file, medium, uefi })
+    }
+
+    /// Boots the image of a system that was built in Bochs, which has no disks of ours.
+    pub fn boot_bochs(&mut self, system: &System, built: &Built) -> Result<()> {
+        let Boot::Image { file, .. } = self.image_of(built, Medium::Cd, Firmware::Bios)? else {
+            return Err(miette!("an image is booted as something else"));
+        };
+        toolchain::ensure_things(&bochs::NEEDED, self.session.installing())?;
+        self.deadline = Instant::now() + self.limit;
+        self.reachable = ports::assign_free(system)?;
+        let network = ports::network(system, &self.reachable);
+        let machine = Bochs { image: file, memory: system.memory.0.div_ceil(1 << 20), network };
+        let command = machine.command(&self.folder)?;
+        let log = self.next_log();
+        self.running = Some(Running::launch(command, &log, Box::new(|_| {}))?);
+        Ok(())
+    }
+
     /// Waits until the machine has switched itself off.
     pub fn off(&mut self, position: usize) -> Result<()> {
         let limit = self.deadline.saturating_duration_since(Instant::now());
@@ -159,7 +199,7 @@ impl<'a> Context<'a> {
         self.keep_disks = keep;
     }
 
-    /// The image of a disk. While a machine runs, it may be read but not written; see [`Image::write`].
+    /// The image of one of the machine's disks. While a machine runs, it may be read but not written; see [`Image::write`].
     pub fn image(&self, disk: &str) -> Image {
         Image::at(&self.folder.join(disk).with_extension("img"))
     }
@@ -192,12 +232,16 @@ impl<'a> Context<'a> {
 
     fn start(&mut self, machine: &Machine) -> Result<()> {
         let qemu = self.session.qemu()?;
-        self.boots += 1;
-        let log = self.folder.join(format!("serial-{}.log", self.boots));
-        // The machine before it, if there was one, ends here.
-        self.running = None;
+        let log = self.next_log();
         self.running = Some(Running::start(&qemu, machine, &log, Box::new(|_| {}))?);
         Ok(())
+    }
+
+    /// Where the next machine writes its log. The machine before it, if there was one, ends here.
+    fn next_log(&mut self) -> PathBuf {
+        self.running = None;
+        self.boots += 1;
+        self.folder.join(format!("serial-{}.log", self.boots))
     }
 
     /// The machine.

@@ -11,6 +11,7 @@ mod echo;
 mod frames;
 pub mod harness;
 mod hostile;
+mod image;
 mod lan;
 mod nic;
 mod pages;
@@ -56,6 +57,7 @@ pub fn all() -> Vec<BootTest> {
         frames::TESTS,
         lan::TESTS,
         nic::TESTS,
+        image::TESTS,
         pages::TESTS,
         hostile::TESTS,
         restart::TESTS,

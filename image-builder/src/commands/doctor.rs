@@ -1,22 +1,22 @@
 //! `cargo denali doctor`
 
-use std::path::Path;
+use std::collections::BTreeSet;
 use std::process::{Command, ExitCode};
 
 use miette::Result;
 
 use crate::accelerator;
 use crate::cli::Tools;
+use crate::image;
 use crate::lines;
+use crate::machine::firmware;
 use crate::machine::qemu;
 use crate::process::{find, output_of};
+use crate::toolchain;
 use crate::toolchain::choose::{self, Decision, Way};
 use crate::toolchain::findings::{Compiler, Findings, Packages};
 use crate::toolchain::install;
 use crate::workspace::Workspace;
-
-/// UEFI firmware for QEMU, for booting disk images. Not needed by `run`.
-const FIRMWARE: [&str; 2] = ["/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_CODE.fd"];
 
 pub(super) fn run(tools: Tools) -> Result<ExitCode> {
     let workspace = Workspace::find()?;
@@ -29,8 +29,18 @@ pub(super) fn run(tools: Tools) -> Result<ExitCode> {
     item("linker", findings.linker().map(|path| path.display().to_string()).as_deref());
     let qemu = find(qemu::PROGRAM).and_then(|path| output_of(Command::new(path).arg("--version")));
     item("QEMU", qemu.as_deref().and_then(|version| version.lines().next()));
-    let firmware = FIRMWARE.into_iter().find(|path| Path::new(path).is_file());
-    item("UEFI firmware (OVMF)", Some(firmware.unwrap_or("missing; `run` and `test` do not need it")));
+    let firmware = firmware::find().map(|uefi| uefi.code.display().to_string());
+    item("UEFI firmware (OVMF)", Some(firmware.as_deref().unwrap_or("missing; only `run --uefi` and `test` need it")));
+    let missing = toolchain::missing(&image::NEEDED);
+    let missing: BTreeSet<&str> = missing.into_iter().map(|(_, package)| package).collect();
+    let makers = match missing.is_empty() {
+        true => "GRUB, xorriso, mtools".into(),
+        false => {
+            let names: Vec<&str> = missing.into_iter().collect();
+            format!("missing, of packages {}; only `image` and `test` need it", names.join(", "))
+        }
+    };
+    item("what makes images", Some(&makers));
     let accelerator = accelerator::Findings::gather();
     item("virtualisation", Some(accelerator.flag.unwrap_or("the processor shows neither vmx nor svm")));
     let device =

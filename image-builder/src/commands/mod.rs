@@ -5,6 +5,7 @@ mod build;
 mod check;
 mod disk;
 mod doctor;
+mod image;
 mod lint;
 mod run;
 mod test;
@@ -33,6 +34,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
     match command {
         Command::Run(options) => run::run(&options),
         Command::Build(options) => build::run(&options),
+        Command::Image(options) => image::run(&options),
         Command::Test(options) => test::run(&options),
         Command::Bench(options) => bench::run(&options),
         Command::Check(options) => check::run(&options),

@@ -1,18 +1,21 @@
 //! `cargo denali run`
 
+use std::fs;
 use std::io::{Read, Write, stdin, stdout};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use miette::{Result, miette};
+use miette::{IntoDiagnostic, Result, WrapErr, miette};
 
 use crate::cli::Run;
 use crate::interrupt::{self, Interrupted};
 use crate::machine::disk::{Existing, Image};
+use crate::machine::hardware::Chipset;
 use crate::machine::ports::{self, Reachable};
-use crate::machine::qemu::{self, Disk, Machine};
+use crate::machine::qemu::{self, Boot, Disk, Machine};
 use crate::machine::{Running, Sink, http, is_last_word, serial::Serial};
 use crate::session::{self, Session};
 use crate::system::disks::DiskPlan;
@@ -29,26 +32,39 @@ pub(super) fn run(options: &Run) -> Result<ExitCode> {
     let (reachable, left) = ports::assign(&system, options.port)?;
     ports::check_free(&reachable)?;
     let qemu = session.qemu()?;
-    let built = session.build(&system)?;
-    let mut machine = session.machine(&system, &built, ports::network(&system, &reachable));
+    let (folder, boot) = match &options.image {
+        Some(image) => (session.workspace.output(&system.name), boot_image(&session, options, image)?),
+        None => {
+            let built = session.build(&system)?;
+            (built.folder.clone(), Boot::direct(&built))
+        }
+    };
+    let mut machine = session.machine_booting(boot, &system, ports::network(&system, &reachable));
     machine.memory = options.memory.unwrap_or(machine.memory);
     machine.cpus = options.cpus.unwrap_or(machine.cpus);
+    if options.iommu && options.machine == Chipset::Pc {
+        return Err(miette!(help = "leave `--machine pc` out", "a PC of that age has no IOMMU"));
+    }
+    machine.chipset = options.machine;
     machine.nic = options.nic;
+    machine.disk_bus = options.disk_bus;
+    machine.iommu = options.iommu;
     machine.extra = options.extra.clone();
     if options.dry_run {
         // Nothing is made: these are where they would be.
-        let place = |plan: &DiskPlan| Disk::new(&plan.name, &Image::path_in(&built.folder, plan));
+        let place = |plan: &DiskPlan| Disk::new(&plan.name, &Image::path_in(&folder, plan));
         machine.disks = system.disks.iter().map(place).collect();
         println!("{}", machine.command_line());
         return Ok(ExitCode::SUCCESS);
     }
+    fs::create_dir_all(&folder).into_diagnostic().wrap_err_with(|| miette!("{} cannot be made", folder.display()))?;
     let existing = if options.new_disks { Existing::Replace } else { Existing::Keep };
-    machine.disks = session::disks(&system, &built.folder, existing)?;
+    machine.disks = session::disks(&system, &folder, existing)?;
     announce(&machine, &reachable, left);
 
     let keys = if options.headless { None } else { Keys::take()? };
     let sink = if keys.is_some() { raw_sink() } else { line_sink() };
-    let log = built.folder.join("serial.log");
+    let log = folder.join("serial.log");
     let mut running = Running::start(&qemu, &machine, &log, sink)?;
     if !options.headless {
         forward_input(&mut running);
@@ -63,6 +79,15 @@ pub(super) fn run(options: &Run) -> Result<ExitCode> {
         note("Ended.");
     }
     outcome
+}
+
+/// Boots exactly this file.
+fn boot_image(session: &Session, options: &Run, image: &Path) -> Result<Boot> {
+    if !image.is_file() {
+        return Err(miette!(help = "`cargo denali image` makes one", "there is no image {}", image.display()));
+    }
+    let uefi = if options.uefi { Some(session.uefi()?) } else { None };
+    Ok(Boot::Image { file: image.to_path_buf(), medium: options.medium, uefi })
 }
 
 fn announce(machine: &Machine, reachable: &[Reachable], left: usize) {

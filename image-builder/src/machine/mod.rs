@@ -1,6 +1,9 @@
 //! A machine that runs under QEMU.
 //!
 //! * [`qemu`]: its command line.
+//! * [`bochs`]: the same for another emulator.
+//! * [`hardware`]: which devices it has.
+//! * `firmware`: UEFI firmware.
 //! * [`serial`]: its serial line.
 //! * [`http`]: asking its VMs for pages.
 //! * [`disk`]: images of its disks.
@@ -11,8 +14,11 @@
 //! * [`ports`]: which ports of the host lead to which VM.
 
 pub mod archive;
+pub mod bochs;
 pub mod disk;
 pub mod faults;
+pub mod firmware;
+pub mod hardware;
 pub mod http;
 pub mod lan;
 pub mod ports;
@@ -63,14 +69,21 @@ pub struct Running {
 
 impl Running {
     /// Starts a machine. `sink` gets what it writes to the serial line, besides the log file.
-    pub fn start(qemu: &Path, machine: &Machine, log: &Path, mut sink: Sink) -> Result<Running> {
+    pub fn start(qemu: &Path, machine: &Machine, log: &Path, sink: Sink) -> Result<Running> {
+        let mut command = Command::new(qemu);
+        command.args(machine.arguments());
+        Running::launch(command, log, sink)
+    }
+
+    /// Starts a machine by the command of an emulator whose standard input and output are the machine's serial line.
+    pub fn launch(mut command: Command, log: &Path, mut sink: Sink) -> Result<Running> {
         let mut file =
             File::create(log).into_diagnostic().wrap_err_with(|| miette!("{} cannot be written", log.display()))?;
-        let mut command = Command::new(qemu);
-        command.args(machine.arguments()).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        // A group of its own: Ctrl-C on the terminal reaches us, and we end QEMU.
+        let emulator = command.get_program().to_string_lossy().into_owned();
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // A group of its own: Ctrl-C on the terminal reaches us, and we end the emulator.
         command.process_group(0);
-        let mut child = command.spawn().into_diagnostic().wrap_err("QEMU cannot be started")?;
+        let mut child = command.spawn().into_diagnostic().wrap_err_with(|| miette!("{emulator} cannot be started"))?;
         let serial = Serial::default();
         let mut readers = Vec::new();
         if let Some(mut output) = child.stdout.take() {

@@ -5,9 +5,9 @@ use std::net::Ipv4Addr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use clap::ValueEnum;
-
+pub use super::hardware::{Chipset, DiskBus, Medium, Nic};
 use crate::accelerator::Accelerator;
+use crate::build::Built;
 use crate::system::network::MACHINE_MAC;
 
 /// The program.
@@ -53,32 +53,6 @@ pub enum Network {
     },
     /// No NIC.
     None,
-}
-
-/// Which network card a machine has.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, ValueEnum)]
-pub enum Nic {
-    /// virtio-net.
-    #[default]
-    Virtio,
-    /// Intel 82540EM.
-    E1000,
-    /// Intel 82574L.
-    E1000e,
-    /// Realtek RTL8139C+.
-    Rtl8139,
-}
-
-impl Nic {
-    /// QEMU's device, with the properties that are always wanted.
-    pub fn device(self) -> &'static str {
-        match self {
-            Nic::Virtio => "virtio-net-pci,disable-legacy=on",
-            Nic::E1000 => "e1000",
-            Nic::E1000e => "e1000e",
-            Nic::Rtl8139 => "rtl8139",
-        }
-    }
 }
 
 /// A disk of a machine.
@@ -134,19 +108,6 @@ impl Disk {
         }
         out
     }
-
-    fn device(&self) -> String {
-        let node = node(&self.name);
-        let name = &self.name;
-        let mut device = format!("virtio-blk-pci,drive={node},id={name},serial={name},disable-legacy=on");
-        // Errors are the system's to deal with; by itself QEMU would stop the machine when the host's disk is full.
-        device += ",werror=report,rerror=report";
-        for property in &self.device {
-            device += ",";
-            device += property;
-        }
-        device
-    }
 }
 
 /// Name of a disk's block device; a name of its own, because some words mean something to QEMU.
@@ -155,7 +116,7 @@ fn node(name: &str) -> String {
 }
 
 /// In a value of QEMU's, a comma is doubled.
-fn push_path(out: &mut OsString, path: &Path) {
+pub(super) fn push_path(out: &mut OsString, path: &Path) {
     for (index, part) in path.as_os_str().as_bytes().split(|byte| *byte == b',').enumerate() {
         if index > 0 {
             out.push(",,");
@@ -164,13 +125,43 @@ fn push_path(out: &mut OsString, path: &Path) {
     }
 }
 
+/// What a machine boots.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Boot {
+    /// The microkernel with its bundle, without firmware or boot loader (PVH).
+    Direct {
+        /// The microkernel.
+        kernel: PathBuf,
+        /// The bundle.
+        bundle: PathBuf,
+    },
+    /// An image (`cargo denali image`), by firmware and boot loader. What is written to it is forgotten at the end.
+    Image {
+        /// The image.
+        file: PathBuf,
+        /// What it is put on.
+        medium: Medium,
+        /// UEFI firmware; `None`: BIOS.
+        uefi: Option<Uefi>,
+    },
+}
+
+/// UEFI firmware.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Uefi {
+    /// The program.
+    pub code: PathBuf,
+    /// Its variables as they are at first. The machine's own are forgotten at its end.
+    pub variables: PathBuf,
+}
+
 /// A machine.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Machine {
-    /// The microkernel.
-    pub kernel: PathBuf,
-    /// The bundle.
-    pub bundle: PathBuf,
+    /// What it boots.
+    pub boot: Boot,
+    /// Chipset.
+    pub chipset: Chipset,
     /// Memory in MiB.
     pub memory: u64,
     /// Processors.
@@ -183,8 +174,12 @@ pub struct Machine {
     pub nic: Nic,
     /// What the NIC is connected to.
     pub network: Network,
+    /// What the disks are connected to.
+    pub disk_bus: DiskBus,
     /// Disks, in the order of the bus.
     pub disks: Vec<Disk>,
+    /// Whether there is an IOMMU (Intel VT-d), which Q35 alone can have.
+    pub iommu: bool,
     /// Where to make the control socket.
     pub qmp: Option<PathBuf>,
     /// Arguments that the user adds.
@@ -196,7 +191,8 @@ impl Machine {
     pub fn arguments(&self) -> Vec<OsString> {
         let mut arguments: Vec<OsString> = Vec::new();
         let mut add = |words: &[&str]| arguments.extend(words.iter().map(OsString::from));
-        add(&["-nodefaults", "-no-user-config", "-machine", "q35", "-display", "none", "-no-reboot"]);
+        add(&["-nodefaults", "-no-user-config", "-machine", self.chipset.machine()]);
+        add(&["-display", "none", "-no-reboot"]);
         match self.accelerator {
             Accelerator::Kvm => add(&["-accel", "kvm", "-cpu", "host"]),
             // Counting instructions needs one thread for all processors.
@@ -208,13 +204,23 @@ impl Machine {
         add(&["-m", &format!("{}M", self.memory), "-smp", &self.cpus.to_string()]);
         add(&["-chardev", "stdio,id=serial,signal=off", "-serial", "chardev:serial"]);
         add(&["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"]);
+        if self.iommu {
+            // Before all devices that it is to confine.
+            add(&["-device", "intel-iommu"]);
+        }
         if let Some(netdev) = self.network.netdev() {
-            // The machine boots from `-kernel`: an option ROM for booting from the network only costs time.
-            let device = format!("{},id=nic,netdev=net,mac={MACHINE_MAC},romfile=", self.nic.device());
+            // Nothing boots from the network: an option ROM for it only costs time.
+            let nic = self.nic.device();
+            let device = format!("{nic}{},id=nic,netdev=net,mac={MACHINE_MAC},romfile=", self.dma(nic));
             add(&["-netdev", &netdev, "-device", &device]);
         }
-        for disk in &self.disks {
-            arguments.extend(["-blockdev".into(), disk.blockdev(), "-device".into(), disk.device().into()]);
+        if self.disk_bus == DiskBus::Ahci && self.chipset == Chipset::Pc && !self.disks.is_empty() {
+            // This PC has none of its own.
+            add(&["-device", "ich9-ahci,id=ahci"]);
+        }
+        for (index, disk) in self.disks.iter().enumerate() {
+            let device = self.disk_device(disk, index).into();
+            arguments.extend(["-blockdev".into(), disk.blockdev(), "-device".into(), device]);
         }
         if let Some(socket) = &self.qmp {
             let mut place = OsString::from("unix:");
@@ -222,10 +228,34 @@ impl Machine {
             place.push(",server=on,wait=off");
             arguments.extend(["-qmp".into(), place]);
         }
-        arguments.extend(["-kernel".into(), self.kernel.clone().into_os_string()]);
-        arguments.extend(["-initrd".into(), self.bundle.clone().into_os_string()]);
+        arguments.extend(self.boot.arguments(self.chipset));
         arguments.extend(self.extra.iter().cloned());
         arguments
+    }
+
+    /// The device of a disk, the `index`-th.
+    fn disk_device(&self, disk: &Disk, index: usize) -> String {
+        let names = format!("drive={},id={1},serial={1}", node(&disk.name), disk.name);
+        // Errors are the system's to deal with; by itself QEMU would stop the machine when the host's disk is full. Its NVMe
+        // knows no other way than to report them.
+        let report = "werror=report,rerror=report";
+        let mut device = match self.disk_bus {
+            DiskBus::Virtio => {
+                format!("virtio-blk-pci,{names},disable-legacy=on{},{report}", self.dma("virtio-blk-pci"))
+            }
+            DiskBus::Nvme => format!("nvme,{names}"),
+            DiskBus::Ahci => format!("ide-hd,{names},bus={}.{index},{report}", self.chipset.ahci()),
+        };
+        for property in &disk.device {
+            device += ",";
+            device += property;
+        }
+        device
+    }
+
+    /// Virtio devices of QEMU pass an IOMMU by, unless they are told.
+    fn dma(&self, device: &str) -> &'static str {
+        if self.iommu && device.starts_with("virtio") { ",iommu_platform=on" } else { "" }
     }
 
     /// The whole command line, for people.
@@ -237,6 +267,48 @@ impl Machine {
         };
         let words: Vec<_> = self.arguments().iter().map(quote).collect();
         format!("{PROGRAM} {}", words.join(" "))
+    }
+}
+
+impl Boot {
+    /// What was built, booted without a boot loader.
+    pub fn direct(built: &Built) -> Boot {
+        Boot::Direct { kernel: built.kernel.clone(), bundle: built.bundle.clone() }
+    }
+
+    fn arguments(&self, chipset: Chipset) -> Vec<OsString> {
+        let (file, medium, uefi) = match self {
+            Boot::Direct { kernel, bundle } => {
+                return vec!["-kernel".into(), kernel.clone().into(), "-initrd".into(), bundle.clone().into()];
+            }
+            Boot::Image { file, medium, uefi } => (file, medium, uefi),
+        };
+        let drive = |options: &str, path: &Path| {
+            let mut value = OsString::from(format!("format=raw,{options},file="));
+            push_path(&mut value, path);
+            ["-drive".into(), value]
+        };
+        let mut arguments = Vec::new();
+        if let Some(Uefi { code, variables }) = uefi {
+            arguments.extend(drive("if=pflash,unit=0,readonly=on", code));
+            arguments.extend(drive("if=pflash,unit=1,snapshot=on", variables));
+        }
+        let mut add = |words: &[&str]| arguments.extend(words.iter().map(OsString::from));
+        // Boot loaders want a screen.
+        add(&["-device", "VGA"]);
+        match (medium, chipset) {
+            (Medium::Usb, _) => {
+                add(&["-device", "qemu-xhci,id=xhci"]);
+                add(&["-device", "usb-storage,bus=xhci.0,drive=image,removable=on,bootindex=0"]);
+            }
+            (Medium::Disk, Chipset::Pc) => add(&["-device", "ide-hd,bus=ide.0,drive=image,bootindex=0"]),
+            (Medium::Disk, Chipset::Q35) => add(&["-device", "ide-hd,bus=ide.5,drive=image,bootindex=0"]),
+            (Medium::Cd, Chipset::Pc) => add(&["-device", "ide-cd,bus=ide.1,drive=image,bootindex=0"]),
+            (Medium::Cd, Chipset::Q35) => add(&["-device", "ide-cd,bus=ide.5,drive=image,bootindex=0"]),
+        }
+        let access = if *medium == Medium::Cd { "readonly=on" } else { "snapshot=on" };
+        arguments.extend(drive(&format!("if=none,id=image,{access}"), file));
+        arguments
     }
 }
 
@@ -264,8 +336,8 @@ mod tests {
 
     fn machine() -> Machine {
         Machine {
-            kernel: "k".into(),
-            bundle: "b c".into(),
+            boot: Boot::Direct { kernel: "k".into(), bundle: "b c".into() },
+            chipset: Chipset::Q35,
             memory: 512,
             cpus: 2,
             accelerator: Accelerator::Tcg,
@@ -280,7 +352,9 @@ mod tests {
                     Forward { host: 8081, address: Ipv4Addr::new(10, 0, 2, 16), port: 80 },
                 ],
             },
+            disk_bus: DiskBus::Virtio,
             disks: Vec::new(),
+            iommu: false,
             qmp: None,
             extra: vec!["-s".into()],
         }
@@ -329,6 +403,53 @@ mod tests {
         ] {
             assert!(line.contains(part), "{part} is missing: {line}");
         }
+    }
+
+    #[test]
+    fn other_hardware() {
+        let disks = vec![Disk::new("a", Path::new("a")), Disk::new("b", Path::new("b"))];
+        let line = |chipset, nic, disk_bus, iommu| {
+            Machine { chipset, nic, disk_bus, iommu, disks: disks.clone(), ..machine() }.command_line()
+        };
+        let q35 = line(Chipset::Q35, Nic::E1000e, DiskBus::Ahci, false);
+        for part in ["-device e1000e,id=nic,netdev=net", "ide-hd,drive=disk-b,id=b,serial=b,bus=ide.1,"] {
+            assert!(q35.contains(part), "{part} is missing: {q35}");
+        }
+        let pc = line(Chipset::Pc, Nic::Rtl8139, DiskBus::Ahci, false);
+        for part in ["-machine pc ", "rtl8139,id=nic,netdev=net", "-device ich9-ahci,id=ahci ", "bus=ahci.0,"] {
+            assert!(pc.contains(part), "{part} is missing: {pc}");
+        }
+        let nvme = line(Chipset::Pc, Nic::E1000, DiskBus::Nvme, false);
+        assert!(nvme.contains("-device nvme,drive=disk-a,id=a,serial=a ") && !nvme.contains("ahci"), "{nvme}");
+        let iommu = line(Chipset::Q35, Nic::Virtio, DiskBus::Virtio, true);
+        let confined = "disable-legacy=on,iommu_platform=on";
+        assert_eq!(iommu.matches(confined).count(), 3, "{iommu}");
+        assert!(iommu.find("intel-iommu") < iommu.find("virtio-net-pci"), "{iommu}");
+    }
+
+    #[test]
+    fn images() {
+        let line = |medium, chipset, uefi| {
+            let boot = Boot::Image { file: "a,b.img".into(), medium, uefi };
+            Machine { boot, chipset, ..machine() }.command_line()
+        };
+        let stick = line(Medium::Usb, Chipset::Q35, None);
+        for part in ["usb-storage,bus=xhci.0,drive=image,", "if=none,id=image,snapshot=on,file=a,,b.img", "-device VGA"]
+        {
+            assert!(stick.contains(part), "{part} is missing: {stick}");
+        }
+        assert!(!stick.contains("-kernel") && !stick.contains("pflash"), "{stick}");
+        let uefi = Uefi { code: "code".into(), variables: "variables".into() };
+        let cd = line(Medium::Cd, Chipset::Pc, Some(uefi));
+        for part in [
+            "unit=0,readonly=on,file=code",
+            "unit=1,snapshot=on,file=variables",
+            "ide-cd,bus=ide.1,",
+            "readonly=on,file=a,,b",
+        ] {
+            assert!(cd.contains(part), "{part} is missing: {cd}");
+        }
+        assert!(line(Medium::Disk, Chipset::Q35, None).contains("ide-hd,bus=ide.5,drive=image"));
     }
 
     #[test]

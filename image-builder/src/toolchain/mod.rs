@@ -8,6 +8,7 @@ pub mod choose;
 pub mod findings;
 pub mod install;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -173,29 +174,54 @@ pub fn cargo(root: &Path) -> Command {
 
 /// Makes sure that a program is in the search path.
 pub fn ensure_program(program: &str, package: &str, installing: Installing) -> Result<PathBuf> {
-    ensure(program, package, installing, || find(program))
+    ensure_things(&[(program, package)], installing)?;
+    find(program).ok_or_else(|| miette!("`{program}` has just disappeared"))
 }
 
 /// Makes sure that a file of a package is there.
 pub fn ensure_file(file: &Path, package: &str, installing: Installing) -> Result<()> {
-    ensure(&file.display().to_string(), package, installing, || file.is_file().then_some(()))
+    ensure_things(&[(&file.display().to_string(), package)], installing)
 }
 
-/// Looks for a thing, and installs its package if it is missing.
-fn ensure<T>(thing: &str, package: &str, installing: Installing, look: impl Fn() -> Option<T>) -> Result<T> {
-    if let Some(found) = look() {
-        return Ok(found);
-    }
+/// Makes sure that programs, and files (which have a slash in their name), are there; each comes with its package.
+pub fn ensure_things(things: &[(&str, &str)], installing: Installing) -> Result<()> {
+    let missing = missing(things);
+    let Some((first, _)) = missing.first() else { return Ok(()) };
+    let names: BTreeSet<&str> = missing.iter().map(|(_, package)| *package).collect();
+    let names: Vec<&str> = names.into_iter().collect();
     let packages = Findings::gather().packages;
-    let help = format!("type: {}", install::apt_command(&[package], packages));
+    let help = format!("type: {}", install::apt_command(&names, packages));
     if installing == Installing::Forbidden || !matches!(packages, Packages::Root | Packages::Sudo) {
-        return Err(miette!(help = help, "`{thing}` is missing"));
+        return Err(miette!(help = help, "`{first}` is missing"));
     }
-    if let Err(error) = install::apt(&[package], packages) {
+    if let Err(error) = install::apt(&names, packages) {
         return Err(match error.is::<interrupt::Interrupted>() {
             true => error,
-            false => miette!(help = help, "package {package} could not be installed: {error}"),
+            false => miette!(help = help, "{} could not be installed: {error}", names.join(", ")),
         });
     }
-    look().ok_or_else(|| miette!("package {package} was installed, but there is still no `{thing}`"))
+    match self::missing(things).first() {
+        None => Ok(()),
+        Some((thing, package)) => Err(miette!("package {package} was installed, but there is still no `{thing}`")),
+    }
+}
+
+/// Those of programs and files that are not there.
+pub fn missing<'a>(things: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
+    let there = |thing: &str| if thing.contains('/') { Path::new(thing).is_file() } else { find(thing).is_some() };
+    things.iter().copied().filter(|(thing, _)| !there(thing)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_and_files_that_are_missing() {
+        let things = [("sh", "dash"), ("/bin/sh", "dash"), ("no-such-program", "a"), ("/no/such/file", "b")];
+        assert_eq!(missing(&things), [("no-such-program", "a"), ("/no/such/file", "b")]);
+        ensure_things(&things[..2], Installing::Forbidden).expect("they are there");
+        let error = ensure_things(&things, Installing::Forbidden).expect_err("two are not there");
+        assert!(format!("{error:?}").contains("apt-get install a b"), "{error:?}");
+    }
 }

@@ -66,6 +66,8 @@ bitflags! {
         const FLUSH = 1 << 9;
         const WRITE_ZEROES = 1 << 14;
         const VERSION_1 = 1 << 32;
+        /// An IOMMU is between it and memory: addresses are as `platform` gave them all the same.
+        const ACCESS_PLATFORM = 1 << 33;
     }
 }
 

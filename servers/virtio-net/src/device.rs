@@ -35,6 +35,8 @@ bitflags! {
         const MAC = 1 << 5;
         const STATUS = 1 << 16;
         const VERSION_1 = 1 << 32;
+        /// An IOMMU is between it and memory: addresses are as `platform` gave them all the same.
+        const ACCESS_PLATFORM = 1 << 33;
     }
 }
 
