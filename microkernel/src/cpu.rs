@@ -48,8 +48,24 @@ impl<const N: usize> Stack<N> {
     }
 }
 
+/// The first processor's kernel stack, behind a page that the kernel does not map: an overflow is an exception, not a changed variable.
+/// It is larger than the others', because boot puts the whole kernel together on it.
+#[repr(C, align(4096))]
+struct FirstStack {
+    guard: [u8; 4096],
+    stack: Stack<{ 4 * STACK }>,
+}
+
+/// Bytes from the beginning of `kernel_stack` to its top.
+pub const FIRST_STACK: usize = size_of::<FirstStack>();
+
 #[unsafe(no_mangle)]
-static kernel_stack: Stack<STACK> = Stack(UnsafeCell::new([0; STACK]));
+static kernel_stack: FirstStack = FirstStack { guard: [0; 4096], stack: Stack(UnsafeCell::new([0; 4 * STACK])) };
+
+/// Address of the page that is not to be mapped.
+pub fn stack_guard() -> u64 {
+    kernel_stack.guard.as_ptr() as u64
+}
 
 /// What a processor needs beside its kernel stack and top-level page table.
 #[repr(C, align(4096))]
@@ -86,8 +102,8 @@ pub unsafe fn initialise() {
         fill_idt(&mut *IDT.0.get());
         set_up(
             FIRST.0.get().cast(),
-            Record::new(0, kernel_stack.top(), table, physical, has_xsave()),
-            kernel_stack.top(),
+            Record::new(0, kernel_stack.stack.top(), table, physical, has_xsave()),
+            kernel_stack.stack.top(),
         );
     }
 }

@@ -39,7 +39,7 @@ use protocol::abi::{Number, Reply, Request};
 use spin::mutex::{Mutex, MutexGuard};
 use x86_64::registers::control::Cr2;
 
-global_asm!(include_str!("boot.s"), STACK = const cpu::STACK, options(att_syntax));
+global_asm!(include_str!("boot.s"), STACK = const cpu::FIRST_STACK, options(att_syntax));
 global_asm!(include_str!("entry.s"), options(att_syntax, raw));
 
 /// The kernel, under its one lock. Empty until boot is over.

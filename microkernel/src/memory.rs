@@ -137,6 +137,9 @@ fn map_kernel(free: &mut Regions) -> Result<Frame, &'static str> {
     for (start, end, flags) in parts {
         let (start, end) = (start as u64 - physical::KERNEL_BASE, end as u64 - physical::KERNEL_BASE);
         for page in (start..end).step_by(PAGE as usize) {
+            if page + physical::KERNEL_BASE == cpu::stack_guard() {
+                continue;
+            }
             let index = (page / LARGE_PAGE) as usize;
             // SAFETY: as above; the index is below 512, for the kernel lies in the first GiB.
             let mut entry = unsafe { (*physical::table(directory))[index] };
