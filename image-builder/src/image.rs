@@ -33,8 +33,7 @@ pub const NEEDED: [(&str, &str); 7] = [
 ];
 
 /// What GRUB needs to find the image, load from it and set a mode; then what only one firmware's GRUB needs.
-const MODULES: [&str; 8] =
-    ["iso9660", "part_gpt", "part_msdos", "search_fs_uuid", "multiboot2", "serial", "terminal", "boot"];
+const MODULES: [&str; 8] = ["iso9660", "part_gpt", "part_msdos", "search", "multiboot2", "serial", "terminal", "boot"];
 const BIOS_MODULES: [&str; 3] = ["biosdisk", "vbe", "vga"];
 const UEFI_MODULES: [&str; 3] = ["fat", "efi_gop", "efi_uga"];
 
