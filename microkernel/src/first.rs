@@ -101,14 +101,15 @@ fn extent(region: Region) -> Extent {
     Extent { first: region.start / PAGE, count: region.length / PAGE }
 }
 
-/// Makes the kernel, and in it `init`, ready to run.
-#[inline(never)] // So that the stack that it needs is not the rest of boot's, too.
+/// Makes the kernel in `place`, and in it `init`, ready to run. The kernel is too large to be passed about on boot's stack.
+#[inline(never)]
 pub fn start(
     info: &StartInfo,
     mut memory: Memory,
     clock: Clock,
     bring_up: BringUp,
-) -> Result<Kernel<Metal>, &'static str> {
+    place: &mut Option<Kernel<Metal>>,
+) -> Result<(), &'static str> {
     if info.bundle.length == 0 {
         return Err("no bundle was loaded (with QEMU: -initrd bundle.cpio; with GRUB: module2)");
     }
@@ -126,11 +127,11 @@ pub fn start(
     let (largest, others) = memory.free.largest();
     memory.frames.hide((apic::LOCAL / PAGE) as Frame);
 
-    let mut kernel = Kernel::new(Metal::new(clock, bring_up), memory.frames);
+    let kernel = place.insert(Kernel::new(Metal::new(clock, bring_up), memory.frames));
     let domain = (own.start / PAGE) as Frame;
     kernel.create_domain(domain, domain + 1, Band::Driver as u8).map_err(|_| "init's own memory is in use")?;
     let end = domain + (MEMORY / PAGE) as Frame;
-    let mut builder = Builder { kernel: &mut kernel, root: domain + 1, next: domain + 2, end };
+    let mut builder = Builder { kernel: &mut *kernel, root: domain + 1, next: domain + 2, end };
 
     let entry = load(&mut builder, program)?;
     builder.range(STACK_TOP - STACK_SIZE, STACK_SIZE, Access::WRITE)?;
@@ -182,7 +183,7 @@ pub fn start(
     kernel
         .start_domain(domain, entry, STACK_TOP, 0)
         .map_err(|_| "init's entry point lies outside its address space")?;
-    Ok(kernel)
+    Ok(())
 }
 
 /// Loads the program; returns its entry point.

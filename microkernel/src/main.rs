@@ -77,8 +77,7 @@ extern "C" fn kernel_main(start_info: u64, tsc: u64, loader: u32) -> ! {
     say!("{} for x86-64: {mib} MiB of memory, TSC at {mhz} MHz{invariant}", env!("CARGO_PKG_VERSION"));
     say!("protection: {}", cpu::protections());
     let bring_up = bring_up::BringUp::new(&info, &mut memory);
-    let kernel = first::start(&info, memory, clock, bring_up).unwrap_or_else(|reason| refuse(reason));
-    *KERNEL.lock() = Some(kernel);
+    first::start(&info, memory, clock, bring_up, &mut KERNEL.lock()).unwrap_or_else(|reason| refuse(reason));
     begin(Kernel::run_first)
 }
 
