@@ -87,6 +87,10 @@ impl Machine for Metal {
         // SAFETY: as above.
         unsafe { physical::write(physical, bytes) }
     }
+    fn or_word(&mut self, physical: u64, bits: u64) {
+        // SAFETY: as above; aligned to 8 bytes, for it is a word of a virtual register page.
+        unsafe { AtomicU64::from_ptr(physical::address(physical) as *mut u64) }.fetch_or(bits, Ordering::AcqRel);
+    }
     fn copy(&mut self, from: Option<u64>, to: u64, length: usize) {
         // SAFETY: as above; two ranges of one frame may overlap when a domain copies onto itself, which then gets
         // some mixture of its own bytes.
@@ -98,7 +102,7 @@ impl Machine for Metal {
         processor::switch(previous, next);
     }
     fn interrupt(&mut self, processor: usize) {
-        processor::interrupt(processor);
+        processor::interrupt_later(processor);
     }
     fn recall(&mut self, processor: usize) {
         processor::recall(processor);

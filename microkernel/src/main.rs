@@ -82,7 +82,7 @@ extern "C" fn kernel_main(start_info: u64, tsc: u64, loader: u32) -> ! {
 }
 
 /// Enters the kernel as this processor's first work, and goes to the domain to run.
-fn begin(work: fn(&mut Kernel<Metal>) -> Frame) -> ! {
+fn begin(work: impl FnOnce(&mut Kernel<Metal>) -> Frame) -> ! {
     let mut guard = KERNEL.lock();
     let Some(kernel) = guard.as_mut() else { refuse("a processor came before boot was over") };
     let next = work(kernel);
@@ -117,8 +117,9 @@ fn enter(mut guard: Guard, work: impl FnOnce(&mut Kernel<Metal>) -> Frame) -> *m
 /// Ends a stay in the kernel: returns the control block of the domain to run, or sleeps.
 #[inline(always)]
 fn leave(next: Frame, guard: Guard) -> *mut ControlBlock {
+    drop(guard);
+    processor::send_interrupts();
     if next == NO_FRAME {
-        drop(guard);
         // SAFETY: nothing on this stack is needed any more; `sleep` begins it anew.
         unsafe { sleep() }
     }

@@ -44,6 +44,8 @@ pub struct Record {
     /// Whether CR0.TS is set: the first floating-point instruction faults.
     fpu_off: Cell<bool>,
     call: Cell<Call>,
+    /// Bit `p`: processor `p` is to be interrupted.
+    later: Cell<u64>,
     /// Another processor waits until this one has given up what it has loaded.
     wanted: AtomicBool,
 }
@@ -75,6 +77,7 @@ impl Record {
             xsave,
             fpu_off: Cell::new(true),
             call: Cell::new(Call::None),
+            later: Cell::new(0),
             wanted: AtomicBool::new(false),
         }
     }
@@ -144,8 +147,28 @@ pub fn with_apic(id: u32) -> Option<usize> {
     (0..PROCESSORS).find(|processor| apic_of(*processor) == Some(id))
 }
 
-/// Lets another processor enter the kernel.
-pub fn interrupt(processor: usize) {
+/// Lets another processor enter the kernel once this one has left it: before that it would only wait for the lock.
+pub fn interrupt_later(processor: usize) {
+    let later = &own().later;
+    later.set(later.get() | 1u64.checked_shl(processor as u32).unwrap_or(0));
+}
+
+/// Sends what [`interrupt_later`] has put off. The lock is no longer held.
+#[inline(always)]
+pub fn send_interrupts() {
+    let later = &own().later;
+    if later.get() != 0 {
+        send_all(later.replace(0));
+    }
+}
+
+#[inline(never)]
+fn send_all(processors: u64) {
+    (0..PROCESSORS).filter(|processor| processors >> processor & 1 != 0).for_each(interrupt);
+}
+
+/// Lets another processor enter the kernel at once.
+fn interrupt(processor: usize) {
     if let Some(record) = other(processor) {
         apic::send(record.apic, u32::from(apic::CALL_VECTOR));
     }

@@ -5,7 +5,7 @@
 //! passed stands beside it.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use miette::{IntoDiagnostic, Result, WrapErr, miette};
@@ -13,9 +13,7 @@ use miette::{IntoDiagnostic, Result, WrapErr, miette};
 use super::Benchmark;
 use super::result::{Better, Measurement};
 use crate::interrupt;
-use crate::machine::lan::{Ask, Lan};
-use crate::machine::qemu::Network;
-use crate::machine::{Running, is_last_word};
+use crate::machine::{Running, is_last_word, ports};
 use crate::session::Session;
 use crate::system::System;
 use crate::ui::Step;
@@ -26,16 +24,15 @@ pub(super) const BENCHMARK: Benchmark = Benchmark {
     run,
 };
 
-/// VMs of each kind, and the text in the system file that says so.
+/// VMs of each kind.
 const VMS: usize = 4;
-const COMPUTE: &str = "name = \"compute\"\nimage = \"bench-guest\"\ncount = 4";
-const HTTPD: &str = "name = \"httpd\"\ncount = 4";
+/// Where in the system file the VMs that compute begin, and those of the web servers.
+const COMPUTE: &str = "[[vm]]\nname = \"compute\"";
+const HTTP: &str = "[[vm]]\nname = \"httpd\"";
 /// How long a part may take.
 const LIMIT: Duration = Duration::from_secs(240);
-/// How long pages are asked for, and how many at once.
-const ASKING: Duration = Duration::from_secs(10);
-const AT_ONCE: usize = 32;
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How long pages are counted.
+const COUNTING: Duration = Duration::from_secs(10);
 
 /// What some work took.
 struct Took {
@@ -87,16 +84,16 @@ fn run(session: &mut Session) -> Result<Vec<Measurement>> {
 }
 
 /// A machine with the VMs of one kind only.
-fn start(session: &mut Session, cpus: u16, without: &str, lan: Option<&Lan>) -> Result<(System, Running)> {
+fn start(session: &mut Session, cpus: u16, compute: bool) -> Result<Running> {
     let path = session.workspace.system("bench-smp");
     let failed = || miette!("{} cannot be read", path.display());
     let text = std::fs::read_to_string(&path).into_diagnostic().wrap_err_with(failed)?;
-    let (before, after) =
-        text.split_once(&format!("[[vm]]\n{without}")).ok_or_else(|| miette!("the system has no such VMs"))?;
-    let after = after.split_once("[[vm]]").map_or(String::new(), |(_, rest)| format!("[[vm]]{rest}"));
-    let system = System::parse(&path, &format!("{before}{after}"), &session.workspace.program_names())?;
+    let parts = text.split_once(COMPUTE).and_then(|(servers, rest)| Some((servers, rest.split_once(HTTP)?)));
+    let (servers, (computing, http)) = parts.ok_or_else(|| miette!("{} has not the VMs", path.display()))?;
+    let vms = if compute { format!("{COMPUTE}{computing}") } else { format!("{HTTP}{http}") };
+    let system = System::parse(&path, &format!("{servers}{vms}"), &session.workspace.program_names())?;
     let built = session.build(&system)?;
-    let mut machine = session.machine(&system, &built, lan.map_or(Network::None, Lan::network));
+    let mut machine = session.machine(&system, &built, ports::network(&system, &[]));
     machine.cpus = cpus;
     machine.extra.extend(["-name".into(), "denali,debug-threads=on".into()]);
     let qemu = session.qemu()?;
@@ -105,7 +102,7 @@ fn start(session: &mut Session, cpus: u16, without: &str, lan: Option<&Lan>) -> 
         let all = format!("{cpus} processors run domains");
         wait(&mut running, 1, |line| line.contains(&all))?;
     }
-    Ok((system, running))
+    Ok(running)
 }
 
 /// Waits for so many lines.
@@ -135,7 +132,7 @@ fn during(running: &mut Running, work: impl FnOnce(&mut Running) -> Result<f64>)
 }
 
 fn compute(session: &mut Session, cpus: u16) -> Result<Took> {
-    let (_, mut running) = start(session, cpus, HTTPD, None)?;
+    let mut running = start(session, cpus, true)?;
     wait(&mut running, 1, |line| line.contains("COMPUTE begins"))?;
     let took = during(&mut running, |running| {
         wait(running, VMS, |line| line.contains("COMPUTE ends"))?;
@@ -146,24 +143,32 @@ fn compute(session: &mut Session, cpus: u16) -> Result<Took> {
 }
 
 fn http(session: &mut Session, cpus: u16) -> Result<Took> {
-    // The same network as in every system file that does not say another.
-    let mut lan = Lan::open(Ipv4Addr::new(10, 0, 2, 2), 24)?;
-    let (system, mut running) = start(session, cpus, COMPUTE, Some(&lan))?;
-    let addresses: Vec<Ipv4Addr> = system.manifest.vms.iter().map(|vm| vm.address.into()).collect();
-    let asks: Vec<_> = (0..4 * AT_ONCE).map(|number| Ask::page(addresses[number % VMS], 80, "/")).collect();
-    let answered = |lan: &mut Lan| -> Result<usize> {
-        Ok(lan.ask_all(&asks, AT_ONCE, PATIENCE)?.iter().filter(|answer| answer.is_ok()).count())
-    };
-    if answered(&mut lan)? != asks.len() {
-        return Err(miette!("the web servers do not all answer"));
-    }
-    let took = during(&mut running, |_| {
-        let (end, mut pages) = (Instant::now() + ASKING, 0);
-        while Instant::now() < end {
-            pages += answered(&mut lan)?;
+    let mut running = start(session, cpus, false)?;
+    // All have begun when each has told of some pages.
+    let deadline = Instant::now() + LIMIT;
+    while pages(&running).len() < VMS {
+        interrupt::check()?;
+        if Instant::now() > deadline {
+            return Err(miette!("the web servers are not all asked: {}", running.log.display()));
         }
-        Ok(pages as f64)
+        thread::sleep(Duration::from_millis(100));
+    }
+    let took = during(&mut running, |running| {
+        let before: u64 = pages(running).values().sum();
+        thread::sleep(COUNTING);
+        let after: u64 = pages(running).values().sum();
+        Ok((after - before) as f64)
     })?;
     running.stop();
     Ok(took)
+}
+
+/// How many pages each VM that asks has told of, last; those that have got none yet are left out.
+fn pages(running: &Running) -> BTreeMap<String, u64> {
+    let of_line = |line: &str| {
+        let (vm, rest) = line.split_once("| LOAD pages=")?;
+        let count: u64 = rest.split_whitespace().next()?.parse().ok()?;
+        (count > 0).then(|| (vm.split_whitespace().last().unwrap_or_default().to_string(), count))
+    };
+    running.serial.since(0).iter().filter_map(|line| of_line(&line.text)).collect()
 }

@@ -88,8 +88,7 @@ impl<M: Machine> Kernel<M> {
         let new = block.pending & bit == 0;
         block.pending |= bit;
         match block.state() {
-            // One that runs elsewhere would not be told before it comes into the kernel of itself.
-            State::Runnable if new && block.is_vm() => self.kick_runner(frame),
+            State::Runnable if new && block.is_vm() && self.runs_elsewhere(frame) => self.tell_runner(frame),
             State::Receiving if !block.is_vm() => {
                 self.take_interrupts(frame);
                 self.wake(frame);
@@ -99,6 +98,19 @@ impl<M: Machine> Kernel<M> {
                 self.wake(frame);
             }
             _ => {}
+        }
+    }
+
+    /// Tells a VM that runs on another processor what is pending. For one without a handler it is written where it looks; one with a handler
+    /// is interrupted, and told when it goes on.
+    #[inline(never)]
+    fn tell_runner(&mut self, vm: Frame) {
+        match self.register_page_to_write(vm) {
+            Some(page) if page.handler(&self.machine) == 0 => {
+                let pending = core::mem::take(&mut self.machine.block_mut(vm).pending);
+                self.machine.or_word(page.0 + offset_of!(RegisterPage, pending) as u64, pending);
+            }
+            _ => self.kick_runner(vm),
         }
     }
 

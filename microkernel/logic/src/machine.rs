@@ -29,13 +29,15 @@ pub trait Machine {
     fn read(&self, physical: u64, bytes: &mut [u8]);
     /// Writes bytes within one frame of memory.
     fn write(&mut self, physical: u64, bytes: &[u8]);
+    /// Sets bits of a word of memory that a domain on another processor may be changing.
+    fn or_word(&mut self, physical: u64, bits: u64);
     /// Copies bytes from one place within a frame to one within another (or the same, not overlapping); `None`: zero bytes.
     fn copy(&mut self, from: Option<u64>, to: u64, length: usize);
 
     /// Loads the processor with the address space and floating-point state of `next`, after saving that of `previous`
     /// (either may be [`crate::NO_FRAME`]).
     fn switch(&mut self, previous: Frame, next: Frame);
-    /// Interrupts another processor, so that it enters the kernel.
+    /// Interrupts another processor, at the latest when this one leaves the kernel, so that it enters it.
     fn interrupt(&mut self, processor: usize);
     /// Makes another processor stop in the kernel, before it takes the lock, with everything of its domain saved and nothing loaded. A
     /// system call that it has not begun is undone: it will be executed again.

@@ -107,6 +107,11 @@ impl Machine for Model {
         let frame = self.bytes.entry((physical / 4096) as Frame).or_insert_with(|| Box::new([0; 4096]));
         frame[offset..offset + bytes.len()].copy_from_slice(bytes);
     }
+    fn or_word(&mut self, physical: u64, bits: u64) {
+        let mut word = [0; 8];
+        self.read(physical, &mut word);
+        self.write(physical, &(u64::from_le_bytes(word) | bits).to_le_bytes());
+    }
     fn copy(&mut self, from: Option<u64>, to: u64, length: usize) {
         let mut bytes = std::vec![0; length];
         if let Some(from) = from {

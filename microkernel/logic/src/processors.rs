@@ -125,6 +125,7 @@ impl<M: Machine> Kernel<M> {
     }
 
     /// Lets another processor come into the kernel and look who should run.
+    #[inline(never)]
     fn kick(&mut self, processor: usize) {
         let other = &mut self.parked[processor];
         other.reschedule = true;
@@ -134,14 +135,15 @@ impl<M: Machine> Kernel<M> {
         }
     }
 
-    /// If another processor runs this domain, lets it bring what is pending.
+    /// Whether another processor runs this domain.
+    #[inline]
+    pub(crate) fn runs_elsewhere(&self, frame: Frame) -> bool {
+        self.online > 1 && self.runs_on(frame).is_some_and(|processor| processor != self.here)
+    }
+
+    /// Lets the other processor that runs this domain bring what is pending.
     pub(crate) fn kick_runner(&mut self, frame: Frame) {
-        if self.online > 1
-            && let Some(processor) = self.runs_on(frame)
-            && processor != self.here
-        {
-            self.kick(processor);
-        }
+        self.kick(usize::from(self.machine.block(frame).processor));
     }
 
     /// If another processor runs this domain, makes it stop in the kernel until this one leaves: everything of the domain is in
@@ -239,6 +241,7 @@ impl<M: Machine> Kernel<M> {
 
     /// Brings a domain from the longest queue elsewhere to the front of this processor's, to run next; whether there was one.
     /// `band`: only one of this band, and only from where more of that band wait than here.
+    #[inline(never)]
     pub(crate) fn fetch(&mut self, band: Option<u8>) -> bool {
         let waiting = |processor: usize| {
             let cpu = self.processor(processor);
@@ -262,6 +265,7 @@ impl<M: Machine> Kernel<M> {
 
     /// At the end of a slice, when more domains wait here than at another processor that runs one of the same band for longer than a slice
     /// already: that one shall fetch one of them.
+    #[inline(never)]
     pub(crate) fn offer(&mut self, band: u8, now: u64) {
         let waiting = self.cpu.scheduler.len_of(band);
         let lonely = |processor: &usize| {

@@ -123,23 +123,30 @@ fn three_share_two_processors() {
 
 #[test]
 fn a_vm_that_runs_elsewhere_is_told() {
-    let mut world = world(2);
-    let server = world.server();
-    let vm = world.vm();
-    world.connect(server, 1, vm, 0, 9);
-    world.settle();
-    let (here, there) = (world.kernel.runs_on(server).unwrap(), world.kernel.runs_on(vm).unwrap());
-    assert_ne!(here, there);
-    world.at(here);
-    for _ in 0..2 {
-        let registers = &mut world.kernel.machine.block_mut(server).registers;
-        (registers.rax, registers.rdi) = (Request::new(Number::Raise).0, 1 << 60 | 1 << 48);
-        world.kernel.system_call();
+    use core::mem::offset_of;
+    use protocol::registers::RegisterPage;
+    for handler in [0u64, 0x20_1000] {
+        let mut world = world(2);
+        let server = world.server();
+        let vm = world.vm();
+        world.connect(server, 1, vm, 0, 9);
+        world.poke(vm, BASE + offset_of!(RegisterPage, handler) as u64, &handler.to_le_bytes());
+        world.settle();
+        let (here, there) = (world.kernel.runs_on(server).unwrap(), world.kernel.runs_on(vm).unwrap());
+        assert_ne!(here, there);
+        world.at(here);
+        for _ in 0..2 {
+            let registers = &mut world.kernel.machine.block_mut(server).registers;
+            (registers.rax, registers.rdi) = (Request::new(Number::Raise).0, 1 << 60 | 1 << 48);
+            world.kernel.system_call();
+        }
+        // One without a handler finds it where it looks; one with a handler comes into the kernel.
+        let pending = |world: &World| world.peek_u64(vm, BASE + offset_of!(RegisterPage, pending) as u64);
+        let told = if handler == 0 { 1 << 9 } else { 0 };
+        assert_eq!((pending(&world), world.kernel.machine.processors[there].interrupted), (told, handler != 0));
+        world.settle();
+        assert_eq!(pending(&world), 1 << 9);
     }
-    assert!(world.kernel.machine.processors[there].interrupted);
-    world.settle();
-    let page = world.peek_u64(vm, BASE + core::mem::offset_of!(protocol::registers::RegisterPage, pending) as u64);
-    assert_eq!(page, 1 << 9);
 }
 
 #[test]
