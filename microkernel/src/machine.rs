@@ -97,7 +97,7 @@ impl Machine for Metal {
         unsafe { physical::copy(from, to, length) }
     }
 
-    #[inline]
+    #[inline(always)]
     fn switch(&mut self, previous: Frame, next: Frame) {
         processor::switch(previous, next);
     }
@@ -106,6 +106,9 @@ impl Machine for Metal {
     }
     fn recall(&mut self, processor: usize) {
         processor::recall(processor);
+    }
+    fn wait_for_switches(&mut self) {
+        processor::wait_for_switches();
     }
     fn start_processor(&mut self, number: usize, apic: u32, step: ProcessorStep) -> Result<(), Error> {
         self.bring_up.step(number, apic, step)

@@ -118,7 +118,7 @@ fn enter(mut guard: Guard, work: impl FnOnce(&mut Kernel<Metal>) -> Frame) -> *m
 #[inline(always)]
 fn leave(next: Frame, guard: Guard) -> *mut ControlBlock {
     drop(guard);
-    processor::send_interrupts();
+    processor::finish();
     if next == NO_FRAME {
         // SAFETY: nothing on this stack is needed any more; `sleep` begins it anew.
         unsafe { sleep() }

@@ -9,7 +9,7 @@ use core::{
     arch::asm,
     cell::{Cell, UnsafeCell},
     ptr::null_mut,
-    sync::atomic::{AtomicBool, AtomicPtr, Ordering},
+    sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering},
 };
 use microkernel_logic::{
     Frame, NO_FRAME, PROCESSORS,
@@ -24,7 +24,7 @@ use x86_64::registers::{
 
 /// What a processor finds at `%gs` in the kernel; entry.s knows the first three offsets.
 ///
-/// All fields but `wanted` are only used by the processor that the record belongs to.
+/// All fields but `wanted`, `next`, `shares` and `apic` are only used by the processor that the record belongs to.
 #[repr(C)]
 pub struct Record {
     /// The control block of the running domain.
@@ -46,6 +46,10 @@ pub struct Record {
     call: Cell<Call>,
     /// Bit `p`: processor `p` is to be interrupted.
     later: Cell<u64>,
+    /// What it has switched to and not loaded yet.
+    next: AtomicU32,
+    /// There are others: what can be done without the lock is done without it.
+    shares: AtomicBool,
     /// Another processor waits until this one has given up what it has loaded.
     wanted: AtomicBool,
 }
@@ -78,6 +82,8 @@ impl Record {
             fpu_off: Cell::new(true),
             call: Cell::new(Call::None),
             later: Cell::new(0),
+            next: AtomicU32::new(NO_FRAME),
+            shares: AtomicBool::new(false),
             wanted: AtomicBool::new(false),
         }
     }
@@ -98,6 +104,12 @@ pub fn announce() {
     // SAFETY: the record is in memory that this processor may write; nobody else reads it before the next line.
     unsafe { (&raw mut (*record.this.cast_mut()).apic).write(apic::id()) };
     RECORDS[record.number].store(record.this.cast_mut(), Ordering::Release);
+    if record.number > 0 {
+        [0, record.number]
+            .into_iter()
+            .filter_map(other)
+            .for_each(|record| record.shares.store(true, Ordering::Relaxed));
+    }
 }
 
 /// This processor's record.
@@ -133,7 +145,7 @@ pub fn current() -> *mut ControlBlock {
 
 fn other(processor: usize) -> Option<&'static Record> {
     let record = RECORDS.get(processor)?.load(Ordering::Acquire);
-    // SAFETY: null, or a record that lives for ever; of another processor's record only `apic` and `wanted` are used.
+    // SAFETY: null, or a record that lives for ever; of another processor's record only `apic` and the atomic fields are used.
     unsafe { record.as_ref() }
 }
 
@@ -151,15 +163,6 @@ pub fn with_apic(id: u32) -> Option<usize> {
 pub fn interrupt_later(processor: usize) {
     let later = &own().later;
     later.set(later.get() | 1u64.checked_shl(processor as u32).unwrap_or(0));
-}
-
-/// Sends what [`interrupt_later`] has put off. The lock is no longer held.
-#[inline(always)]
-pub fn send_interrupts() {
-    let later = &own().later;
-    if later.get() != 0 {
-        send_all(later.replace(0));
-    }
 }
 
 #[inline(never)]
@@ -241,7 +244,8 @@ pub fn wait_with_call<T>(wait: impl FnOnce() -> T) -> (T, bool) {
     (result, own.call.replace(Call::None) == Call::Waiting)
 }
 
-/// Saves the floating-point state of `previous` and loads that and the address space of `next`.
+/// Saves the floating-point state of `previous`. The address space and floating-point state of `next` are loaded by [`finish`], if there are
+/// other processors: that takes time in which they can have the lock. Without a `next`, what is loaded is given up at once.
 #[inline(always)]
 pub fn switch(previous: Frame, next: Frame) {
     let own = own();
@@ -252,18 +256,62 @@ pub fn switch(previous: Frame, next: Frame) {
             save(own, block);
         }
     }
-    let mut entry = Entry::EMPTY;
-    let mut fpu = false;
-    if next != NO_FRAME {
+    if next == NO_FRAME {
+        load(own, Entry::EMPTY, NO_FRAME);
+    } else {
         // SAFETY: as above.
         let block = unsafe { &mut *physical::block(next) };
-        entry = Entry::table(block.root);
-        fpu = block.flags & FLAG_FPU != 0;
         own.block.set(block);
+        if own.shares.load(Ordering::Relaxed) {
+            own.next.store(next, Ordering::Relaxed);
+        } else {
+            load(own, Entry::table(block.root), if block.flags & FLAG_FPU != 0 { next } else { NO_FRAME });
+        }
     }
+}
+
+/// Ends a stay in the kernel, when the lock is free again: interrupts the processors that the logic wanted to, and loads what was switched to.
+///
+/// Until that is done, the tables of the domain before are still the processor's. Nothing goes through them, but who gives up page tables
+/// waits for it all the same ([`wait_for_switches`]).
+#[inline(always)]
+pub fn finish() {
+    let own = own();
+    if own.shares.load(Ordering::Relaxed) {
+        finish_with_others(own);
+    }
+}
+
+#[inline(never)]
+fn finish_with_others(own: &Record) {
+    if own.later.get() != 0 {
+        send_all(own.later.replace(0));
+    }
+    let next = own.next.load(Ordering::Relaxed);
+    if next != NO_FRAME {
+        // SAFETY: the domain that this processor runs: its root never changes, its flags are changed by this processor only, and before it is
+        // destroyed it is recalled, which this processor answers when it next enters the kernel.
+        let (root, flags) = unsafe { ((*physical::block(next)).root, (*physical::block(next)).flags) };
+        load(own, Entry::table(root), if flags & FLAG_FPU != 0 { next } else { NO_FRAME });
+        own.next.store(NO_FRAME, Ordering::Release);
+    }
+}
+
+/// Waits until every other processor has loaded what it has switched to. Only for who holds the lock: so none begins a switch meanwhile.
+pub fn wait_for_switches() {
+    for record in (0..PROCESSORS).filter(|processor| *processor != number()).filter_map(other) {
+        while record.next.load(Ordering::Acquire) != NO_FRAME {
+            core::hint::spin_loop();
+        }
+    }
+}
+
+/// Loads an address space, and the floating-point state of a domain (or that of none).
+#[inline(always)]
+fn load(own: &Record, entry: Entry, fpu: Frame) {
     set_root(own, entry);
-    if fpu {
-        load_fpu(next);
+    if fpu != NO_FRAME {
+        load_fpu(fpu);
     } else if !own.fpu_off.get() {
         fpu_off(own);
     }

@@ -131,6 +131,9 @@ impl<M: Machine> Kernel<M> {
     fn disable(&mut self, frame: Frame, state: State) {
         self.extract(frame);
         self.unload(frame);
+        if self.online > 1 {
+            self.machine.wait_for_switches();
+        }
         self.cancel_timer(frame, CLOCK);
         self.withdraw_all(frame);
         let block = self.machine.block_mut(frame);

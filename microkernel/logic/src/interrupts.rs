@@ -87,9 +87,10 @@ impl<M: Machine> Kernel<M> {
         let block = self.machine.block_mut(frame);
         let new = block.pending & bit == 0;
         block.pending |= bit;
+        let is_vm = block.is_vm();
         match block.state() {
-            State::Runnable if new && block.is_vm() && self.runs_elsewhere(frame) => self.tell_runner(frame),
-            State::Receiving if !block.is_vm() => {
+            State::Runnable if new && is_vm && self.runs_elsewhere(frame) => self.tell_runner(frame),
+            State::Receiving if !is_vm => {
                 self.take_interrupts(frame);
                 self.wake(frame);
             }

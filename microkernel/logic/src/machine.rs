@@ -34,14 +34,16 @@ pub trait Machine {
     /// Copies bytes from one place within a frame to one within another (or the same, not overlapping); `None`: zero bytes.
     fn copy(&mut self, from: Option<u64>, to: u64, length: usize);
 
-    /// Loads the processor with the address space and floating-point state of `next`, after saving that of `previous`
-    /// (either may be [`crate::NO_FRAME`]).
+    /// Loads the processor with the address space and floating-point state of `next`, at the latest when it leaves the kernel, after saving
+    /// that of `previous` (either may be [`crate::NO_FRAME`]).
     fn switch(&mut self, previous: Frame, next: Frame);
     /// Interrupts another processor, at the latest when this one leaves the kernel, so that it enters it.
     fn interrupt(&mut self, processor: usize);
     /// Makes another processor stop in the kernel, before it takes the lock, with everything of its domain saved and nothing loaded. A
     /// system call that it has not begun is undone: it will be executed again.
     fn recall(&mut self, processor: usize);
+    /// Waits until no other processor uses the page tables of a domain that it has switched away from.
+    fn wait_for_switches(&mut self);
     /// Forgets the translation of one page of the loaded address space, which is that below `root`.
     fn flush_page(&mut self, root: Frame, address: u64);
 

@@ -128,6 +128,7 @@ impl Machine for Model {
         self.flushed.push((root, address));
         self.processor(self.here).translations.remove(&address);
     }
+    fn wait_for_switches(&mut self) {}
     fn interrupt(&mut self, processor: usize) {
         assert_ne!(processor, self.here, "a processor does not interrupt itself");
         self.processor(processor).interrupted = true;
