@@ -34,19 +34,21 @@ impl<const BUFFER: usize, const PIECE: usize> Memory<BUFFER, PIECE> {
 
 type TcpMemory = Memory<2048, 1024>;
 type UdpMemory = Memory<4096, 1500>;
-static TCP: ConstStaticCell<[TcpMemory; CONNECTIONS]> = ConstStaticCell::new([TcpMemory::NEW; CONNECTIONS]);
-static UDP: ConstStaticCell<UdpMemory> = ConstStaticCell::new(UdpMemory::NEW);
+// One cell: each is marked as taken at its end, where another page would be touched for it.
+static MEMORY: ConstStaticCell<([TcpMemory; CONNECTIONS], UdpMemory)> =
+    ConstStaticCell::new(([TcpMemory::NEW; CONNECTIONS], UdpMemory::NEW));
 
 async fn main(spawner: Spawner) {
     let stack = ilwaco::net::start::<{ CONNECTIONS + 1 }>(spawner);
-    for memory in TCP.take() {
+    let (connections, datagrams) = MEMORY.take();
+    for memory in connections {
         spawner.spawn(ilwaco::task(tcp(stack, memory)));
     }
     match ilwaco::vm::network() {
         Some(network) => println!("echo on TCP and UDP {}:{PORT}", network.address),
         None => println!("echo: this VM has no address"),
     }
-    udp(stack, UDP.take()).await;
+    udp(stack, datagrams).await;
 }
 
 async fn tcp(stack: Stack<'static>, memory: &mut TcpMemory) {
