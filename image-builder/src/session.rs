@@ -120,6 +120,7 @@ impl Session {
             accelerator,
             count_instructions: false,
             nic: Nic::default(),
+            debug_exit: true,
             network,
             disk_bus: DiskBus::default(),
             disks: Vec::new(),

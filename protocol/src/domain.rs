@@ -20,6 +20,8 @@ pub mod line {
     pub const PEER_FIRST: u8 = 8;
     /// Server: first of the lines for hardware interrupts.
     pub const HARDWARE_FIRST: u8 = 32;
+    /// Server: an interrupt of a device whose line others share; the platform server raises it.
+    pub const SHARED_INTERRUPT: u8 = 63;
     /// Lines of a domain.
     pub const COUNT: u8 = 64;
     /// No line.

@@ -128,7 +128,8 @@ pub enum Resource {
         /// Ports.
         count: u16,
     },
-    /// The firmware's tables and all device registers, and the interrupt authority: for the platform server alone.
+    /// The firmware's tables and all device registers, the interrupt authority, and all I/O ports: for the platform server alone. The firmware's
+    /// AML may use any port; others' are not taken from them by that.
     Platform,
     /// A hardware interrupt line of the legacy PC (ISA interrupt number). The server takes it from the platform server, which
     /// knows the routing ([`crate::service::platform::Request::IsaInterrupt`]).
@@ -297,6 +298,9 @@ pub struct StartupClient {
     pub pci_devices: Vec<Vec<PciMatch>>,
     /// ISA interrupts that the client may take (for the platform server): its [`Resource::IsaInterrupt`]s.
     pub isa_interrupts: Vec<u8>,
+    /// What the client's devices may reach, if it may claim any (for the platform server): first frame and frames of each of its
+    /// [`Resource::Shared`].
+    pub shared: Vec<(u64, u64)>,
 }
 
 /// A resource in a startup page.
@@ -304,7 +308,7 @@ pub struct StartupClient {
 pub struct StartupResource {
     /// What it is, as the manifest has it.
     pub resource: Resource,
-    /// Slot of the capability (Platform: the devices extent; the authority is in the next slot).
+    /// Slot of the capability (Platform: the devices extent; the authority and all ports are in the next two slots).
     pub slot: u8,
     /// Memory: first frame. Ports: first port.
     pub first: u64,

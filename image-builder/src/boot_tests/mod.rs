@@ -15,6 +15,7 @@ mod image;
 mod lan;
 mod nic;
 mod pages;
+mod platform;
 mod restart;
 mod smp;
 mod swap;
@@ -59,6 +60,7 @@ pub fn all() -> Vec<BootTest> {
         nic::TESTS,
         image::TESTS,
         pages::TESTS,
+        platform::TESTS,
         hostile::TESTS,
         restart::TESTS,
         smp::TESTS,

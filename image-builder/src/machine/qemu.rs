@@ -170,6 +170,8 @@ pub struct Machine {
     pub accelerator: Accelerator,
     /// Time counts instructions: one a nanosecond. Makes measurements repeatable. TCG only.
     pub count_instructions: bool,
+    /// Whether it has a port by which the system says how it ended.
+    pub debug_exit: bool,
     /// Model of the NIC.
     pub nic: Nic,
     /// What the NIC is connected to.
@@ -203,7 +205,9 @@ impl Machine {
         }
         add(&["-m", &format!("{}M", self.memory), "-smp", &self.cpus.to_string()]);
         add(&["-chardev", "stdio,id=serial,signal=off", "-serial", "chardev:serial"]);
-        add(&["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"]);
+        if self.debug_exit {
+            add(&["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"]);
+        }
         if self.iommu {
             // Before all devices that it is to confine.
             add(&["-device", "intel-iommu"]);
@@ -343,6 +347,7 @@ mod tests {
             accelerator: Accelerator::Tcg,
             count_instructions: false,
             nic: Nic::Virtio,
+            debug_exit: true,
             network: Network::User {
                 network: (Ipv4Addr::new(10, 0, 2, 0), 24),
                 gateway: Ipv4Addr::new(10, 0, 2, 2),

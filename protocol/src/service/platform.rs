@@ -45,7 +45,7 @@ pub enum Request {
         bar: u8,
     },
     /// Takes an interrupt of the device: an interrupt capability comes with the answer. MSI-X where the device has it
-    /// (then `index` is the table entry), else MSI (index 0), else its INTx line.
+    /// (then `index` is the table entry), else MSI (index 0), else its INTx line; see [`Response::Shared`].
     Interrupt {
         /// Device.
         device: DeviceNumber,
@@ -61,11 +61,13 @@ pub enum Request {
     List,
     /// Time of the real-time clock.
     WallClock,
-    /// Ends the machine.
+    /// Switches the machine off. An answer means that it is still on.
     PowerOff {
         /// Whether the system ends well; an emulator's exit status says so.
         success: bool,
     },
+    /// Resets the machine, which then boots anew. An answer means that it was not reset.
+    Reset,
 }
 
 /// A base address register.
@@ -131,6 +133,9 @@ pub enum Response {
     Denied,
     /// Out of interrupts, or the kernel refused.
     Failed,
+    /// The device's INTx line is shared with devices of others: its interrupts come on
+    /// [`crate::domain::line::SHARED_INTERRUPT`], and are acknowledged by raising the own line of the channel to the platform server.
+    Shared,
 }
 
 impl Service for Platform {

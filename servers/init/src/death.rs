@@ -23,7 +23,7 @@ pub enum Death {
 impl fmt::Display for Death {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let event = match self {
-            Death::Killed => return f.write_str("killed by the operator"),
+            Death::Killed => return f.write_str("killed"),
             Death::NotStarted => return f.write_str("could not be set up"),
             Death::Trap(event) => event,
         };
@@ -96,6 +96,6 @@ mod tests {
         assert_eq!(trap(EventKind::Exception, 77, 0), "exception 77 (error 0x18) by instruction 0x201234");
         assert_eq!(trap(EventKind::Exit, 101, 0), "panicked (exit code 101)");
         assert_eq!(trap(EventKind::Exit, 3, 0), "exit with code 3");
-        assert_eq!(Death::Killed.to_string(), "killed by the operator");
+        assert_eq!(Death::Killed.to_string(), "killed");
     }
 }

@@ -92,15 +92,23 @@ pub fn give(manifest: &Manifest, index: usize, own: Place, holdings: &Holdings) 
         channels.push(StartupChannel { name: name.into(), slot, line: channel.line });
     }
 
+    let is_platform = server.resources.contains(&Resource::Platform);
     let mut clients = Vec::new();
     for (badge, client) in manifest.servers.iter().enumerate() {
         let Some(channel) = client.channels.iter().find(|channel| usize::from(channel.to) == index) else {
             continue;
         };
-        let slot = slots.domain(Source::Server(badge), Rights::RAISE, channel.line, 0)?;
+        // What the platform server tells a driver are interrupts.
+        let line = if is_platform { line::SHARED_INTERRUPT } else { channel.line };
+        let slot = slots.domain(Source::Server(badge), Rights::RAISE, line, 0)?;
         let resources = || client.resources.iter();
         let isa =
             resources().filter_map(|r| if let Resource::IsaInterrupt { number } = r { Some(*number) } else { None });
+        let shared = resources().filter_map(|resource| match resource {
+            Resource::Shared { name, .. } => holdings.shared.get(name).map(|place| (place.first, place.count)),
+            _ => None,
+        });
+        let drives = is_platform && client.programs.iter().any(|program| !program.pci_devices.is_empty());
         clients.push(StartupClient {
             name: client.name.clone(),
             badge: badge as u64,
@@ -108,6 +116,7 @@ pub fn give(manifest: &Manifest, index: usize, own: Place, holdings: &Holdings) 
             line: channel.remote_line,
             pci_devices: client.programs.iter().map(|program| program.pci_devices.clone()).collect(),
             isa_interrupts: isa.collect(),
+            shared: if drives { shared.collect() } else { Vec::new() },
         });
     }
 
@@ -139,13 +148,12 @@ pub fn give(manifest: &Manifest, index: usize, own: Place, holdings: &Holdings) 
     if usize::from(slots.next + SPARE_SLOTS) > SLOTS {
         return Err(too_many());
     }
-    let platform = server.resources.contains(&Resource::Platform);
     let startup = Startup {
         name: server.name.clone(),
         options: server.options.clone(),
         tsc_base: holdings.tsc_base,
         tsc_multiplier: holdings.tsc_multiplier,
-        rsdp: if platform { holdings.rsdp } else { 0 },
+        rsdp: if is_platform { holdings.rsdp } else { 0 },
         channels,
         clients,
         resources,
@@ -215,6 +223,7 @@ impl Slots {
             Resource::Platform => {
                 let devices = self.put(Source::Slot(boot::slot::DEVICES), None)?;
                 self.put(Source::Slot(boot::slot::INTERRUPTS), None)?;
+                self.put(Source::Slot(boot::slot::PORTS), None)?;
                 extent(devices, holdings.devices)
             }
             Resource::Shared { name, .. } => {
@@ -270,7 +279,8 @@ mod tests {
                 let other = theirs.startup.clients.iter().find(|c| c.badge == client as u64).unwrap();
                 let back = theirs.grants.iter().find(|grant| grant.slot == other.slot).unwrap();
                 assert_eq!(other.line, narrow.line);
-                assert_eq!((back.source, back.narrow.unwrap().line), (Source::Server(client), end.line));
+                let line = if called == 0 { line::SHARED_INTERRUPT } else { end.line };
+                assert_eq!((back.source, back.narrow.unwrap().line), (Source::Server(client), line));
                 assert_eq!(back.narrow.unwrap().rights, Rights::RAISE.bits());
             }
         }
@@ -293,10 +303,13 @@ mod tests {
         let grant = |slot| platform.grants.iter().find(|grant| grant.slot == slot).unwrap();
         assert_eq!(grant(devices.slot).source, Source::Slot(boot::slot::DEVICES));
         assert_eq!(grant(devices.slot + 1).source, Source::Slot(boot::slot::INTERRUPTS));
+        assert_eq!(grant(devices.slot + 2).source, Source::Slot(boot::slot::PORTS));
         let narrow = grant(ports.slot).narrow.unwrap();
         assert_eq!((narrow.first, narrow.count, narrow.rights), (0xcf8, 8, 0));
         assert_eq!(platform.startup.clients[0].pci_devices, [[PciMatch::Id { vendor: 0x1af4, device: 0x1041 }]]);
         assert_eq!(platform.startup.clients[0].isa_interrupts, [4]);
+        assert_eq!(platform.startup.clients[0].shared, [(0x8000, 3)]);
+        assert!(platform.startup.clients[1].shared.is_empty());
 
         let driver = given(1);
         assert_eq!(driver.startup.rsdp, 0);

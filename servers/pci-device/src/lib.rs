@@ -9,6 +9,7 @@ extern crate std;
 
 use alloc::{format, vec::Vec};
 use protocol::{
+    abi::Target,
     layout::PAGE,
     manifest::{NO_DEVICE, Resource, Startup},
     memory::Access,
@@ -51,6 +52,7 @@ impl Dma {
 /// A device that this driver has claimed.
 pub struct Device {
     platform: Client<Platform>,
+    channel: u8,
     number: DeviceNumber,
     /// What it is.
     pub info: DeviceInfo,
@@ -71,15 +73,21 @@ pub struct Registers {
 
 /// A hardware interrupt, bound to a line.
 #[derive(Clone, Copy, Debug)]
-pub struct Interrupt {
-    slot: u8,
+pub enum Interrupt {
+    /// The device's own: slot of its capability.
+    Own(u8),
+    /// On a line that devices of other drivers share: slot of the channel to the platform server.
+    Shared(u8),
 }
 
 impl Interrupt {
-    /// Lets the next interrupt come, if this is a level-triggered line that the kernel has masked; else does nothing. To be
-    /// called after the device has stopped asking for it.
+    /// Lets the next interrupt come, if this is a level-triggered line that is masked; else does nothing. To be called after the device
+    /// has stopped asking for it.
     pub fn acknowledge(&self) {
-        let _ = hypercall::interrupt_acknowledge(self.slot);
+        let _ = match *self {
+            Interrupt::Own(slot) => hypercall::interrupt_acknowledge(slot),
+            Interrupt::Shared(platform) => hypercall::raise(Target::slot(platform)),
+        };
     }
 }
 
@@ -87,10 +95,11 @@ impl Device {
     /// Claims the next device of those that the system file names for this program.
     pub fn claim(startup: &Startup) -> Result<Device, Problem> {
         let platform = startup.channel("platform").ok_or("the system file gives no channel to the platform server")?;
-        let mut platform = Client::new(platform.slot);
+        let channel = platform.slot;
+        let mut platform = Client::new(channel);
         match platform.call(&Request::Claim { program: startup.program }) {
             Ok(Response::Device { device, info, bars, msix }) => {
-                Ok(Device { platform, number: device, info, bars, msix })
+                Ok(Device { platform, channel, number: device, info, bars, msix })
             }
             Ok(Response::NotFound) => {
                 Err(absent(startup, "the machine has no device that the system file names for this driver"))
@@ -138,17 +147,22 @@ impl Device {
         Ok(Some(Registers { memory: mapped.part(offset as usize, length as usize), physical: address }))
     }
 
-    /// Takes interrupt `index` and binds it to the own line `line`, from [`protocol::domain::line::HARDWARE_FIRST`] up.
+    /// Takes interrupt `index` and binds it to the own line `line`, from [`protocol::domain::line::HARDWARE_FIRST`] up. If devices of
+    /// other drivers share it, it comes on [`protocol::domain::line::SHARED_INTERRUPT`] instead.
     /// From here on the device may read and write memory.
     pub fn interrupt(&mut self, index: u16, line: u8) -> Result<Interrupt, Problem> {
         let slot = slots::alloc().ok_or("no capability slot is free")?;
         let request = Request::Interrupt { device: self.number, index };
         match self.platform.call_with(&request, Some(slot), Default::default()) {
             Ok((Response::Done, true)) => {}
+            Ok((Response::Shared, _)) => {
+                slots::free(slot);
+                return Ok(Interrupt::Shared(self.channel));
+            }
             other => return Err(unexpected("interrupt", other.map(|(response, _)| response))),
         }
         hypercall::interrupt_bind(slot, line).map_err(|error| format!("interrupt {index} cannot be bound: {error}"))?;
-        Ok(Interrupt { slot })
+        Ok(Interrupt::Own(slot))
     }
 }
 

@@ -9,6 +9,8 @@ pub const COMMAND: u16 = 0x04;
 pub const BAR: u16 = 0x10;
 /// Bytes of the configuration space that the access through I/O ports reaches.
 pub const LENGTH: u16 = 256;
+/// Bytes of the configuration space of a PCI Express function, where it is memory-mapped.
+pub const LENGTH_EXPRESS: u16 = 4096;
 
 /// Access to the configuration space of all functions, 32 bits at a time. Functions that do not exist read as all ones.
 pub trait Config {
@@ -16,6 +18,8 @@ pub trait Config {
     fn read(&self, address: PciAddress, offset: u16) -> u32;
     /// Writes there.
     fn write(&self, address: PciAddress, offset: u16, value: u32);
+    /// Reads at `offset`, a multiple of 4 from [`LENGTH`] to [`LENGTH_EXPRESS`]; `None` where that is not to be had.
+    fn read_extended(&self, address: PciAddress, offset: u16) -> Option<u32>;
 }
 
 /// Makes any [`Config`] one that `pci_types` takes.

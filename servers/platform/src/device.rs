@@ -46,8 +46,12 @@ pub struct Device {
     pub msix: Option<MsixCapability>,
     /// Its MSI capability.
     pub msi: Option<MsiCapability>,
-    /// ISA number of its INTx line as the firmware has set it; `None` if it has none.
+    /// Its interrupt pin: 1 to 4 for INTA to INTD; 0: none.
+    pub pin: u8,
+    /// ISA number of its INTx line as the firmware has set it; `None` if it has set none.
     pub interrupt_line: Option<u8>,
+    /// Base address registers that the firmware has given no address.
+    pub unplaced: Vec<u8>,
     /// Offset of its PCI Express capability if it can be reset by itself.
     reset: Option<u16>,
     /// Capabilities that its driver must not write.
@@ -65,14 +69,17 @@ impl Device {
         let (_, class, subclass, interface) = header.revision_and_class(&access);
         let endpoint = EndpointHeader::from_header(header, &access)?;
         let (pin, line) = endpoint.interrupt(&access);
+        let (bars, unplaced) = bars(config, address);
         let mut found = Device {
             address,
             vendor,
             device,
             class: u32::from(class) << 16 | u32::from(subclass) << 8 | u32::from(interface),
-            bars: bars(config, address),
+            bars,
+            unplaced,
             msix: None,
             msi: None,
+            pin: if pin <= crate::wiring::PINS { pin } else { 0 },
             interrupt_line: (pin != 0 && line < 16).then_some(line),
             reset: None,
             protected: Vec::new(),
@@ -145,6 +152,19 @@ impl Device {
         }
     }
 
+    /// Whether the firmware may go on using it: the keyboard behind a USB controller may be made to look like one of old, by
+    /// system management code.
+    pub fn is_firmwares(&self) -> bool {
+        const USB: u32 = 0x0c03;
+        const BRIDGES: u32 = 0x06;
+        self.class >> 8 == USB || self.class >> 16 == BRIDGES
+    }
+
+    /// Whether it can interrupt by messages.
+    pub fn has_messages(&self) -> bool {
+        self.msix_entries() > 0 || self.msi.is_some()
+    }
+
     /// Writes for the driver. `false` if that is not for a driver to write.
     pub fn write(&self, config: &impl Config, offset: u16, value: u32) -> bool {
         if !offset.is_multiple_of(4) || offset >= LENGTH {
@@ -170,9 +190,9 @@ impl Device {
         set_command(config, self.address, (command(config, self.address) | set).difference(clear));
     }
 
-    /// Stops the device's DMA and messages.
+    /// Stops the device's DMA and interrupts.
     pub fn quiesce(&self, config: &impl Config) {
-        self.change_command(config, CommandRegister::empty(), CommandRegister::BUS_MASTER_ENABLE);
+        self.change_command(config, CommandRegister::INTERRUPT_DISABLE, CommandRegister::BUS_MASTER_ENABLE);
         if let Some(mut msix) = self.msix {
             msix.set_enabled(false, Access(config));
         }
@@ -238,24 +258,38 @@ fn capability_length(header: u32) -> u16 {
     }
 }
 
-/// The base address registers in use.
-fn bars(config: &impl Config, address: PciAddress) -> Vec<Bar> {
+/// The base address registers in use, and those that would be if the firmware had given them an address.
+fn bars(config: &impl Config, address: PciAddress) -> (Vec<Bar>, Vec<u8>) {
     let decode = CommandRegister::MEMORY_ENABLE | CommandRegister::IO_ENABLE;
     let before = command(config, address);
     set_command(config, address, before.difference(decode));
-    let mut bars = Vec::new();
+    let (mut bars, mut unplaced) = (Vec::new(), Vec::new());
     let mut number = 0;
     while number < BARS {
         let (bar, registers) = bar(config, address, number);
-        bars.extend(bar);
+        match bar {
+            Found::Placed(bar) => bars.push(bar),
+            Found::Unplaced => unplaced.push(number),
+            Found::Unused => {}
+        }
         number += registers;
     }
     set_command(config, address, before);
-    bars
+    (bars, unplaced)
 }
 
-/// One base address register, if it is in use, and how many registers it takes.
-fn bar(config: &impl Config, address: PciAddress, number: u8) -> (Option<Bar>, u8) {
+/// What a base address register is.
+enum Found {
+    /// In use.
+    Placed(Bar),
+    /// Without an address, or with one that is impossible.
+    Unplaced,
+    /// Not there.
+    Unused,
+}
+
+/// One base address register, and how many registers it takes.
+fn bar(config: &impl Config, address: PciAddress, number: u8) -> (Found, u8) {
     let offset = BAR + u16::from(number) * 4;
     let probe = |offset| {
         let value = config.read(address, offset);
@@ -269,7 +303,7 @@ fn bar(config: &impl Config, address: PciAddress, number: u8) -> (Option<Bar>, u
     let wide = memory && low >> 1 & 3 == 2;
     let ((high, high_mask), registers) = match wide {
         true if number + 1 < BARS => (probe(offset + 4), 2),
-        true => return (None, 1),
+        true => return (Found::Unused, 1),
         false => ((0, !0), 1),
     };
     let flags: u64 = if memory { 0xf } else { 0x3 };
@@ -280,8 +314,12 @@ fn bar(config: &impl Config, address: PciAddress, number: u8) -> (Option<Bar>, u
     let length = mask & mask.wrapping_neg();
     let is_used = low_mask & !(flags as u32) != 0 || wide && high_mask != 0;
     let is_placed = start != 0 && start.checked_add(length).is_some();
-    let bar = (is_used && is_placed).then_some(Bar { number, address: start, length, memory });
-    (bar, registers)
+    let found = match (is_used, is_placed) {
+        (true, true) => Found::Placed(Bar { number, address: start, length, memory }),
+        (true, false) => Found::Unplaced,
+        (false, _) => Found::Unused,
+    };
+    (found, registers)
 }
 
 #[cfg(test)]
@@ -301,7 +339,7 @@ mod tests {
         assert_eq!(device.bars, expected);
         assert_eq!(device.msix_entries(), 4);
         assert_eq!(device.msix_table(), Some(0xfeb9_1000..0xfeb9_1040));
-        assert_eq!(device.interrupt_line, Some(11));
+        assert_eq!((device.pin, device.interrupt_line), (1, Some(11)));
         // Sizing left everything as it was.
         assert_eq!(bus.read(device.address, BAR + 4), 0xfeb9_1000);
         assert_eq!(bus.read(device.address, COMMAND) & 0xffff, 0x0003);
@@ -337,6 +375,16 @@ mod tests {
         assert_eq!(bus.read(device.address, BAR + 20), 0x7);
         assert_eq!(bus.read(device.address, COMMAND) & 0xffff, 0x0003);
         assert_eq!(bus.read(device.address, INTERRUPT) & 0xff, 11);
+    }
+
+    #[test]
+    fn registers_without_an_address_are_told() {
+        let mut function = Function::virtio_net(3);
+        function.words[5] = 0;
+        (function.words[8], function.words[9]) = (0xc, 0);
+        let device = Device::read(&Bus::new([function]), Function::address(3)).unwrap();
+        assert_eq!((device.bars.len(), &device.unplaced[..]), (1, &[1, 4][..]));
+        assert_eq!((device.msix_entries(), device.has_messages()), (0, false));
     }
 
     #[test]

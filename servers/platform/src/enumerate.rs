@@ -3,6 +3,7 @@
 use crate::{
     config::{Access, Config, PciAddress},
     device::Device,
+    wiring::Bridge,
 };
 use alloc::vec::Vec;
 use pci_types::{HeaderType, PciHeader, PciPciBridgeHeader};
@@ -10,9 +11,19 @@ use pci_types::{HeaderType, PciHeader, PciPciBridgeHeader};
 /// Functions that are looked for; a machine with more has the rest ignored.
 pub const DEVICES_MAX: usize = 256;
 
-/// All functions with a header of type 0, by address, behind host bridge 0 and the bridges that the firmware has set up.
-pub fn enumerate(config: &impl Config) -> Vec<Device> {
+/// What was found.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// All functions with a header of type 0, by address.
+    pub devices: Vec<Device>,
+    /// The bridges that lead to them.
+    pub bridges: Vec<Bridge>,
+}
+
+/// What is behind host bridge 0 and the bridges that the firmware has set up.
+pub fn enumerate(config: &impl Config) -> Found {
     let mut devices = Vec::new();
+    let mut bridges = Vec::new();
     let mut seen = [false; 256];
     let mut buses = Vec::from([0u8]);
     // A host bridge with several functions has a root bus behind each.
@@ -38,14 +49,20 @@ pub fn enumerate(config: &impl Config) -> Vec<Device> {
                     HeaderType::Endpoint if devices.len() < DEVICES_MAX => {
                         devices.extend(Device::read(config, address))
                     }
-                    HeaderType::PciPciBridge => buses.extend(secondary(config, address)),
+                    HeaderType::PciPciBridge => {
+                        let Some(behind) = secondary(config, address) else { continue };
+                        if !seen[usize::from(behind)] && !buses.contains(&behind) {
+                            bridges.push((address, behind));
+                            buses.push(behind);
+                        }
+                    }
                     _ => {}
                 }
             }
         }
     }
     devices.sort_by_key(|device: &Device| device.address);
-    devices
+    Found { devices, bridges }
 }
 
 fn exists(config: &impl Config, address: PciAddress) -> bool {
@@ -71,7 +88,9 @@ mod tests {
         let bridges =
             [(0, 1, 1), (1, 0, 2), (2, 3, 1), (2, 4, 0)].map(|(from, device, to)| Function::bridge(from, device, to));
         let bus = Bus::new(bridges.into_iter().chain([behind, Function::virtio_net(5)]));
-        let found: Vec<_> = enumerate(&bus).iter().map(|device| device.address).collect();
+        let Found { devices, bridges } = enumerate(&bus);
+        assert_eq!(bridges, [(PciAddress::new(0, 0, 1, 0), 1), (PciAddress::new(0, 1, 0, 0), 2)]);
+        let found: Vec<_> = devices.iter().map(|device| device.address).collect();
         assert_eq!(found, [PciAddress::new(0, 0, 5, 0), PciAddress::new(0, 2, 0, 0)]);
         assert_eq!(bus.addresses().len(), 6);
     }
@@ -83,13 +102,13 @@ mod tests {
             function.words[3] = u32::from(several) << 23;
             function
         };
-        assert_eq!(enumerate(&Bus::new([function(0, true), function(3, false)])).len(), 2);
-        assert_eq!(enumerate(&Bus::new([function(0, false), function(3, false)])).len(), 1);
+        assert_eq!(enumerate(&Bus::new([function(0, true), function(3, false)])).devices.len(), 2);
+        assert_eq!(enumerate(&Bus::new([function(0, false), function(3, false)])).devices.len(), 1);
     }
 
     #[test]
     fn a_machine_without_pci_has_no_devices() {
-        assert!(enumerate(&Bus::default()).is_empty());
+        assert!(enumerate(&Bus::default()).devices.is_empty());
     }
 
     #[test]
@@ -97,6 +116,6 @@ mod tests {
         let functions = (0..=255).flat_map(|bus| (0..32).map(move |device| PciAddress::new(0, bus, device, 0)));
         let bridge = |bus: u8| Function::bridge(bus, 31, bus.wrapping_add(1));
         let bus = Bus::new(functions.map(|address| Function::empty(address, 1, 1, 0)).chain((0..=255).map(bridge)));
-        assert_eq!(enumerate(&bus).len(), DEVICES_MAX);
+        assert_eq!(enumerate(&bus).devices.len(), DEVICES_MAX);
     }
 }

@@ -73,6 +73,14 @@ impl Bus {
         self.resets.get()
     }
 
+    /// Sets the bits of `mask` in a word to those of `value`.
+    pub fn set(&self, address: PciAddress, offset: u16, mask: u32, value: u32) {
+        if let Some(function) = self.functions.borrow_mut().get_mut(&address) {
+            let word = &mut function.words[usize::from(offset / 4)];
+            *word = *word & !mask | value & mask;
+        }
+    }
+
     pub fn addresses(&self) -> Vec<PciAddress> {
         self.functions.borrow().keys().copied().collect()
     }
@@ -82,6 +90,10 @@ impl Config for Bus {
     fn read(&self, address: PciAddress, offset: u16) -> u32 {
         assert!(offset < LENGTH && offset.is_multiple_of(4));
         self.functions.borrow().get(&address).map_or(!0, |function| function.words[usize::from(offset / 4)])
+    }
+
+    fn read_extended(&self, _: PciAddress, _: u16) -> Option<u32> {
+        None
     }
 
     fn write(&self, address: PciAddress, offset: u16, value: u32) {

@@ -1,16 +1,20 @@
 //! Claims, registers and interrupts of devices: the requests of drivers.
 
 use crate::{
-    config::{Access, Config, LENGTH},
+    config::{Access, Config, LENGTH, LENGTH_EXPRESS, location},
     device::Device,
+    enumerate::Found,
+    iommu::{Fault, Iommu},
     registers::{Block, Refusal, block},
     routing::Routing,
+    sharing::Shared,
+    wiring::{self, Bridge, Route},
 };
 use alloc::vec::Vec;
 use pci_types::{CommandRegister, capability::MultipleMessageSupport};
 use protocol::{
     domain::InterruptSource,
-    manifest::PciMatch,
+    manifest::{PciMatch, StartupClient},
     service::platform::{DeviceNumber, Request, Response},
 };
 
@@ -22,6 +26,16 @@ pub trait Machine: Config {
     fn registers(&mut self, block: Block) -> Option<u8>;
     /// Writes the entry of an MSI-X table at a physical address: the message, or `None` to mask it.
     fn write_msix(&mut self, entry: u64, message: Option<Message>) -> bool;
+    /// Binds an interrupt to an own line, on which it comes from then on.
+    fn bind(&mut self, slot: u8, line: u8) -> bool;
+    /// Lets an interrupt of this server come again.
+    fn acknowledge(&mut self, slot: u8);
+    /// Raises the line of a client.
+    fn raise(&mut self, slot: u8);
+    /// Has a server killed, as if it had crashed. `false` if nobody does that.
+    fn kill(&mut self, server: &str) -> bool;
+    /// Nanoseconds since kernel entry.
+    fn now(&self) -> u64;
     /// Waits for a device that was reset.
     fn wait_for_reset(&self);
     /// Tells the operator.
@@ -37,29 +51,25 @@ pub struct Message {
     pub data: u32,
 }
 
-/// A client and what the system file allows it.
-#[derive(Clone, Debug, Default)]
-pub struct Client {
-    /// Badge of its messages.
-    pub badge: u64,
-    /// PCI devices that each of its programs may claim.
-    pub pci_devices: Vec<Vec<PciMatch>>,
-    /// ISA interrupts that it may take.
-    pub isa_interrupts: Vec<u8>,
+/// A client.
+#[derive(Clone, Debug)]
+pub(crate) struct Client {
+    /// Who it is, and what the system file allows it.
+    pub(crate) startup: StartupClient,
     /// Devices that it has claimed: their places in `Platform::functions`.
-    claims: Vec<usize>,
+    pub(crate) claims: Vec<usize>,
 }
 
 impl Client {
-    /// A client without claims.
-    pub fn new(badge: u64, pci_devices: Vec<Vec<PciMatch>>, isa_interrupts: Vec<u8>) -> Client {
-        Client { badge, pci_devices, isa_interrupts, claims: Vec::new() }
+    /// Whether it is a driver: it may claim devices.
+    fn drives(&self) -> bool {
+        self.startup.pci_devices.iter().any(|devices| !devices.is_empty())
     }
 }
 
 /// A function and what was made for it. Interrupts stay with it when its driver dies: the next one gets the same.
-struct Function {
-    device: Device,
+pub(crate) struct Function {
+    pub(crate) device: Device,
     claimed: bool,
     /// Whether a driver may have left it in the middle of something.
     used: bool,
@@ -72,7 +82,7 @@ struct Interrupt {
     message: Message,
 }
 
-/// A line of an I/O APIC that was made.
+/// A line of an I/O APIC that was made for one.
 struct Line {
     number: u32,
     slot: u8,
@@ -85,33 +95,117 @@ pub type Answer = (Response, Option<u8>);
 
 /// The platform server's state.
 pub struct Platform<M> {
-    machine: M,
+    pub(crate) machine: M,
     routing: Routing,
-    functions: Vec<Function>,
-    clients: Vec<Client>,
+    routes: Vec<Route>,
+    bridges: Vec<Bridge>,
+    pub(crate) functions: Vec<Function>,
+    pub(crate) clients: Vec<Client>,
     lines: Vec<Line>,
+    pub(crate) shared: Vec<Shared>,
+    pub(crate) iommu: Option<Iommu>,
 }
 
 impl<M: Machine> Platform<M> {
-    /// Starts with the functions that were found. `restarted`: drivers may be using them already.
+    /// Starts with the functions that were found, and what is known of the wiring of interrupts. `restarted`: drivers may be using them
+    /// already; else they are made quiet, whatever the firmware did with them.
     pub fn new(
         machine: M,
         routing: Routing,
-        devices: Vec<Device>,
-        clients: Vec<Client>,
+        routes: Vec<Route>,
+        found: Found,
+        clients: &[StartupClient],
         restarted: bool,
     ) -> Platform<M> {
         let function = |device| Function { device, claimed: false, used: restarted, interrupts: Vec::new() };
-        let functions = devices.into_iter().map(function).collect();
-        Platform { machine, routing, functions, clients, lines: Vec::new() }
+        let functions: Vec<Function> = found.devices.into_iter().map(function).collect();
+        if !restarted {
+            let idle = functions.iter().map(|function| &function.device).filter(|device| !device.is_firmwares());
+            idle.for_each(|device| device.quiesce(&machine));
+        }
+        let client = |startup: &StartupClient| Client { startup: startup.clone(), claims: Vec::new() };
+        let clients = clients.iter().map(client).collect();
+        let (lines, shared) = (Vec::new(), Vec::new());
+        let bridges = found.bridges;
+        let mut platform =
+            Platform { machine, routing, routes, bridges, functions, clients, lines, shared, iommu: None };
+        if restarted {
+            platform.recover_sharing();
+        }
+        platform
+    }
+
+    /// The driver of a function: who has claimed it, perhaps in an earlier life of this server.
+    pub(crate) fn driver(&self, place: usize) -> Option<usize> {
+        let claimer = self.clients.iter().position(|client| client.claims.contains(&place));
+        claimer.or_else(|| self.owner(place))
+    }
+
+    /// From here on, drivers' devices reach only what their drivers share with them.
+    pub fn confine(&mut self, iommu: Iommu) {
+        self.iommu = Some(iommu);
+        self.report_faults();
+    }
+
+    /// Whether they do.
+    pub fn is_confined(&self) -> bool {
+        self.iommu.is_some()
+    }
+
+    /// The IOMMU has stopped somebody: the device is switched off, and its driver killed, which its policy restarts.
+    pub(crate) fn faults(&mut self) {
+        let Some(iommu) = &self.iommu else { return };
+        let faults = iommu.faults();
+        for (index, fault) in faults.iter().enumerate() {
+            // One that goes on at once has several records.
+            if !faults[..index].iter().any(|other| other.function == fault.function) {
+                self.fault(fault);
+            }
+        }
+    }
+
+    fn fault(&mut self, fault: &Fault) {
+        let Fault { function, address, read, reason } = *fault;
+        let what = if read { "read" } else { "write to" };
+        let (bus, device) = (function >> 8, function >> 3 & 31);
+        let here = |place: &Function| location(place.device.address) == function;
+        let place = self.functions.iter().position(here);
+        let driver = place.and_then(|place| self.driver(place));
+        let name = driver.map(|client| self.clients[client].startup.name.clone());
+        self.machine.log(format_args!(
+            "IOMMU: device {bus:02x}:{device:02x}.{} of {} wanted to {what} memory at {address:#x}, which is not its own ({reason:#x}): stopped",
+            function & 7,
+            name.as_deref().unwrap_or("no driver")
+        ));
+        if let Some(place) = place {
+            self.functions[place].device.quiesce(&self.machine);
+            self.unshare(place);
+        }
+        self.detach(function, true);
+        if let Some(name) = name
+            && !self.machine.kill(&name)
+        {
+            self.machine.log(format_args!("{name} goes on without its device: nobody kills it"));
+        }
+    }
+
+    fn detach(&mut self, function: u16, silent: bool) {
+        if let Some(Err(why)) = self.iommu.as_mut().map(|iommu| iommu.detach(function, silent)) {
+            self.machine.log(format_args!("IOMMU: {why}"));
+        }
     }
 
     /// A client begins anew: its claims are void. Its devices' DMA and messages are stopped at once.
     pub fn connected(&mut self, badge: u64) {
-        let Some(client) = self.clients.iter_mut().find(|client| client.badge == badge) else {
+        let Some(client) = self.clients.iter().position(|client| client.startup.badge == badge) else {
             return;
         };
-        for claim in core::mem::take(&mut client.claims) {
+        // What it had claimed before this server was restarted it has on shared lines only; the rest waits for its next claim.
+        let on_lines = self.members().filter(|place| self.driver(*place) == Some(client));
+        let mut claims: Vec<usize> = on_lines.collect();
+        claims.retain(|place| !self.clients[client].claims.contains(place));
+        claims.append(&mut self.clients[client].claims);
+        for claim in claims {
             let Some(function) = self.functions.get_mut(claim) else {
                 continue;
             };
@@ -122,12 +216,23 @@ impl<M: Machine> Platform<M> {
                     self.machine.write_msix(table.start + u64::from(interrupt.index) * 16, None);
                 }
             }
+            let function = location(function.device.address);
+            self.detach(function, false);
+            self.unshare(claim);
         }
     }
 
     /// Whether a client is a driver: it may claim devices.
     pub fn is_driver(&self, badge: u64) -> bool {
-        self.clients.iter().any(|client| client.badge == badge && client.pci_devices.iter().any(|ids| !ids.is_empty()))
+        self.clients.iter().any(|client| client.startup.badge == badge && client.drives())
+    }
+
+    /// The interrupt of a device's pin: as the firmware's program says, else as it has left it in the device.
+    pub(crate) fn pin_source(&self, device: &Device) -> Option<InterruptSource> {
+        match wiring::route(&self.routes, &self.bridges, device.address, device.pin) {
+            Some(route) => Some(route.line.source()),
+            None => device.interrupt_line.and_then(|line| self.routing.pci(line)),
+        }
     }
 
     /// Carries out a request about devices; the clock and the end of the machine are not among them.
@@ -143,24 +248,24 @@ impl<M: Machine> Platform<M> {
                 let devices = self.functions.iter().map(|function| function.device.info(function.claimed));
                 (Response::Devices(devices.collect()), None)
             }
-            Request::WallClock | Request::PowerOff { .. } => (Response::Failed, None),
+            Request::WallClock | Request::PowerOff { .. } | Request::Reset => (Response::Failed, None),
         }
     }
 
     /// The place of a device that a client has claimed.
     fn claimed(&self, badge: u64, number: DeviceNumber) -> Option<usize> {
-        let client = self.clients.iter().find(|client| client.badge == badge)?;
+        let client = self.clients.iter().find(|client| client.startup.badge == badge)?;
         client.claims.get(usize::from(number)).copied().filter(|place| *place < self.functions.len())
     }
 
     fn claim(&mut self, badge: u64, program: u8) -> Response {
-        let Some(client) = self.clients.iter().position(|client| client.badge == badge) else {
+        let Some(client) = self.clients.iter().position(|client| client.startup.badge == badge) else {
             return Response::NotFound;
         };
         let Ok(number) = DeviceNumber::try_from(self.clients[client].claims.len()) else {
             return Response::NotFound;
         };
-        let Some(wanted) = self.clients[client].pci_devices.get(usize::from(program)) else {
+        let Some(wanted) = self.clients[client].startup.pci_devices.get(usize::from(program)) else {
             return Response::NotFound;
         };
         let is_free = |place: &usize| {
@@ -175,6 +280,13 @@ impl<M: Machine> Platform<M> {
         let function = &mut self.functions[place];
         let device = &function.device;
         device.quiesce(&self.machine);
+        if let Some(iommu) = &mut self.iommu {
+            let frames: Vec<_> = client.startup.shared.iter().map(|(first, count)| *first..*first + *count).collect();
+            if let Err(why) = iommu.attach(location(device.address), &frames) {
+                self.machine.log(format_args!("IOMMU: {}, PCI {}: {why}", client.startup.name, device.address));
+                return Response::Failed;
+            }
+        }
         if core::mem::replace(&mut function.used, true) {
             // Its last driver died, and the device may still know addresses of that driver's memory. If it cannot be reset
             // by itself, the new driver does that, and until then it does not master the bus.
@@ -192,13 +304,13 @@ impl<M: Machine> Platform<M> {
     }
 
     /// Clients that may claim a device: those that name its vendor and device number; if there are none, those that name its class.
-    fn candidates<'a>(&'a self, device: &Device) -> impl DoubleEndedIterator<Item = usize> + use<'a, M> {
+    pub(crate) fn candidates<'a>(&'a self, device: &Device) -> impl DoubleEndedIterator<Item = usize> + use<'a, M> {
         let (vendor, number, class) = (device.vendor, device.device, device.class);
         let fits = move |by_class: bool, client: &Client| {
             let fits = |devices: &PciMatch| {
                 matches!(devices, PciMatch::Class(_)) == by_class && devices.fits(vendor, number, class)
             };
-            client.pci_devices.iter().flatten().any(fits)
+            client.startup.pci_devices.iter().flatten().any(fits)
         };
         let by_class = !self.clients.iter().any(|client| fits(false, client));
         self.clients.iter().enumerate().filter(move |(_, client)| fits(by_class, client)).map(|(index, _)| index)
@@ -206,7 +318,7 @@ impl<M: Machine> Platform<M> {
 
     /// The client that may claim a device. Of those that the same clients may claim, the first belongs to the first client, and so
     /// on, and what is left to the last: whoever is restarted, each gets its own again.
-    fn owner(&self, place: usize) -> Option<usize> {
+    pub(crate) fn owner(&self, place: usize) -> Option<usize> {
         let clients = |function: &Function| self.candidates(&function.device);
         let (before, rest) = self.functions.split_at_checked(place)?;
         let function = rest.first()?;
@@ -218,6 +330,10 @@ impl<M: Machine> Platform<M> {
         match self.claimed(badge, device) {
             Some(place) if offset < LENGTH && offset.is_multiple_of(4) => {
                 Response::Value(self.machine.read(self.functions[place].device.address, offset))
+            }
+            Some(place) if offset < LENGTH_EXPRESS && offset.is_multiple_of(4) => {
+                let value = self.machine.read_extended(self.functions[place].device.address, offset);
+                value.map_or(Response::NotFound, Response::Value)
             }
             _ => Response::NotFound,
         }
@@ -260,23 +376,28 @@ impl<M: Machine> Platform<M> {
         if index >= entries {
             return (Response::NotFound, None);
         }
-        let slot = if device.msix_entries() > 0 || device.msi.is_some() {
-            self.message_interrupt(place, index)
-        } else {
-            match device.interrupt_line.and_then(|line| self.routing.pci(line)) {
-                Some(source) => self.line(source, Some(place)),
-                None => return (Response::NotFound, None),
-            }
-        };
-        match slot {
-            Some(slot) => {
-                // From here on the driver can be told of its device's DMA; until here it had none to be told of.
-                let device = &self.functions[place].device;
-                device.change_command(&self.machine, CommandRegister::BUS_MASTER_ENABLE, CommandRegister::empty());
-                (Response::Done, Some(slot))
-            }
-            None => (Response::Failed, None),
+        // From here on the driver can be told of its device's DMA; until here it had none to be told of.
+        let on = CommandRegister::BUS_MASTER_ENABLE;
+        if device.has_messages() {
+            let Some(slot) = self.message_interrupt(place, index) else { return (Response::Failed, None) };
+            let device = &self.functions[place].device;
+            device.change_command(&self.machine, on | CommandRegister::INTERRUPT_DISABLE, CommandRegister::empty());
+            return (Response::Done, Some(slot));
         }
+        let Some(source) = self.pin_source(device) else { return (Response::NotFound, None) };
+        let answer = match source {
+            InterruptSource::Line { number, .. } if self.sharers(number) > 1 => match self.share(source, place) {
+                true => (Response::Shared, None),
+                false => return (Response::Failed, None),
+            },
+            _ => match self.line(source, Some(place)) {
+                Some(slot) => (Response::Done, Some(slot)),
+                None => return (Response::Failed, None),
+            },
+        };
+        let device = &self.functions[place].device;
+        device.change_command(&self.machine, on, CommandRegister::INTERRUPT_DISABLE);
+        answer
     }
 
     /// A message-signalled interrupt, programmed into the device.
@@ -310,17 +431,21 @@ impl<M: Machine> Platform<M> {
             msi.set_message_info(message.address, message.data, Access(&self.machine));
             msi.set_enabled(true, Access(&self.machine));
         }
-        device.change_command(&self.machine, CommandRegister::INTERRUPT_DISABLE, CommandRegister::empty());
         Some(slot)
     }
 
-    /// A line of an I/O APIC, made once. A line has one owner: a second device on it would have to share its interrupts.
+    /// A line of an I/O APIC for one driver alone, made once.
     fn line(&mut self, source: InterruptSource, function: Option<usize>) -> Option<u8> {
         let InterruptSource::Line { number, .. } = source else {
             return None;
         };
         if let Some(line) = self.lines.iter().find(|line| line.number == number) {
-            if line.function != function {
+            let driver = |function: Option<usize>| {
+                let has = |client: &Client| function.is_some_and(|place| client.claims.contains(&place));
+                self.clients.iter().position(has)
+            };
+            // A driver with several devices on it gets it for each.
+            if line.function != function && (function.is_none() || driver(line.function) != driver(function)) {
                 self.machine.log(format_args!("interrupt {number} is in use by another device and cannot be shared"));
                 return None;
             }
@@ -332,8 +457,8 @@ impl<M: Machine> Platform<M> {
     }
 
     fn isa_interrupt(&mut self, badge: u64, number: u8) -> Answer {
-        let allowed = |client: &Client| client.badge == badge && client.isa_interrupts.contains(&number);
-        if !self.clients.iter().any(allowed) {
+        let allowed = |client: &StartupClient| client.badge == badge && client.isa_interrupts.contains(&number);
+        if !self.clients.iter().any(|client| allowed(&client.startup)) {
             return (Response::Denied, None);
         }
         let Some(source) = self.routing.isa(number) else {
@@ -374,11 +499,19 @@ mod tests {
         msix: BTreeMap<u64, Option<Message>>,
         blocks: Vec<Block>,
         waits: Cell<u32>,
+        bound: Vec<(u8, u8)>,
+        acknowledged: Vec<u8>,
+        raised: Vec<u8>,
+        killed: Vec<std::string::String>,
+        now: u64,
     }
 
     impl Config for Machine {
         fn read(&self, address: PciAddress, offset: u16) -> u32 {
             self.bus.read(address, offset)
+        }
+        fn read_extended(&self, _: PciAddress, offset: u16) -> Option<u32> {
+            (offset == 0x100).then_some(0x1234)
         }
         fn write(&self, address: PciAddress, offset: u16, value: u32) {
             self.bus.write(address, offset, value);
@@ -402,6 +535,23 @@ mod tests {
             self.msix.insert(entry, message);
             true
         }
+        fn bind(&mut self, slot: u8, line: u8) -> bool {
+            self.bound.push((slot, line));
+            true
+        }
+        fn acknowledge(&mut self, slot: u8) {
+            self.acknowledged.push(slot);
+        }
+        fn raise(&mut self, slot: u8) {
+            self.raised.push(slot);
+        }
+        fn kill(&mut self, server: &str) -> bool {
+            self.killed.push(server.into());
+            true
+        }
+        fn now(&self) -> u64 {
+            self.now
+        }
         fn wait_for_reset(&self) {
             self.waits.set(self.waits.get() + 1);
         }
@@ -418,16 +568,31 @@ mod tests {
 
     fn platform(functions: impl IntoIterator<Item = Mock>) -> Platform<Machine> {
         let bus = Bus::new(functions);
-        let devices = crate::enumerate::enumerate(&bus);
+        let found = crate::enumerate::enumerate(&bus);
         let (made, msix, blocks) = (Vec::new(), BTreeMap::new(), Vec::new());
-        let machine = Machine { bus, slots: 8, made, msix, blocks, waits: Cell::new(0) };
-        let clients = Vec::from([
-            Client::new(NET, Vec::from([Vec::from([VIRTIO])]), Vec::new()),
-            Client::new(OTHER, Vec::from([Vec::from([VIRTIO, INTEL])]), Vec::new()),
-            Client::new(CONSOLE, Vec::new(), Vec::from([4])),
-            Client::new(NVME, Vec::from([Vec::from([PciMatch::Class(0x01_0802)])]), Vec::new()),
-        ]);
-        Platform::new(machine, Routing::default(), devices, clients, false)
+        let (bound, acknowledged, raised, killed) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (waits, now) = (Cell::new(0), 0);
+        let machine = Machine { bus, slots: 8, made, msix, blocks, waits, bound, acknowledged, raised, killed, now };
+        Platform::new(machine, Routing::default(), Vec::new(), found, &clients(), false)
+    }
+
+    fn clients() -> [StartupClient; 4] {
+        let client = |badge: u64, devices: &[PciMatch], interrupts: &[u8]| StartupClient {
+            name: std::format!("client {badge}"),
+            badge,
+            // Raised by the platform server, and raised on it.
+            slot: 20 + badge as u8,
+            line: 8 + badge as u8,
+            pci_devices: Vec::from([devices.to_vec()]),
+            isa_interrupts: interrupts.to_vec(),
+            shared: Vec::new(),
+        };
+        [
+            client(NET, &[VIRTIO], &[]),
+            client(OTHER, &[VIRTIO, INTEL], &[]),
+            client(CONSOLE, &[], &[4]),
+            client(NVME, &[PciMatch::Class(0x01_0802)], &[]),
+        ]
     }
 
     fn command(platform: &Platform<Machine>, device: u8) -> u32 {
@@ -489,8 +654,9 @@ mod tests {
     fn each_program_of_a_driver_claims_what_is_its_own() {
         let nic = || Mock::empty(Mock::address(5), 0x8086, 0x10d3, 0x0200);
         let mut platform = platform([Mock::virtio_net(3), nic()]);
-        let ids = Vec::from([Vec::from([PciMatch::Id { vendor: 0x1af4, device: 0x1000 }]), Vec::from([INTEL])]);
-        platform.clients = Vec::from([Client::new(NET, ids, Vec::new())]);
+        platform.clients.truncate(1);
+        platform.clients[0].startup.pci_devices =
+            Vec::from([Vec::from([PciMatch::Id { vendor: 0x1af4, device: 0x1000 }]), Vec::from([INTEL])]);
         let mut claim = |program| match platform.request(NET, &Request::Claim { program }).0 {
             Response::Device { info, .. } => Some(info.location >> 3),
             _ => None,
@@ -550,19 +716,176 @@ mod tests {
         assert_eq!(platform.request(OTHER, &Request::Interrupt { device: 0, index: 0 }), (Response::NotFound, None));
     }
 
+    /// A device of `OTHER` or `NVME` without messages, its INTA on ISA interrupt 11.
+    fn old(device: u8, nvme: bool) -> Mock {
+        let mut function = Mock::empty(Mock::address(device), 0x8086, 0x10d3, 0x0200);
+        if nvme {
+            function = Mock::empty(Mock::address(device), 0x1b36, 0x0010, 0x0108);
+            function.words[2] |= 0x0200;
+        }
+        function.words[0x3c / 4] = 0x010b;
+        function
+    }
+
+    fn ask(platform: &mut Platform<Machine>, device: u8, asks: bool) {
+        let status = if asks { 1 << 19 } else { 0 };
+        platform.machine.bus.set(Mock::address(device), COMMAND, 1 << 19, status);
+    }
+
     #[test]
-    fn a_device_without_messages_gets_its_line_unless_it_is_shared() {
-        let old = |device| {
-            let mut function = Mock::empty(Mock::address(device), 0x8086, 0x10d3, 0x0200);
-            function.words[0x3c / 4] = 0x010b;
-            function
-        };
-        let mut platform = platform([old(1), old(2)]);
-        platform.request(OTHER, &CLAIM);
+    fn a_device_without_messages_gets_its_line() {
+        let mut platform = platform([old(1, false), Mock::virtio_net(2), Mock::empty(Mock::address(3), 1, 1, 0)]);
+        assert_eq!(command(&platform, 1) & 0x404, 0x400, "quiet before it is claimed");
         platform.request(OTHER, &CLAIM);
         assert_eq!(platform.request(OTHER, &Request::Interrupt { device: 0, index: 0 }), (Response::Done, Some(0)));
         assert_eq!(platform.machine.made, [InterruptSource::Line { number: 11, level: true, low: true }]);
-        assert_eq!(platform.request(OTHER, &Request::Interrupt { device: 1, index: 0 }), (Response::Failed, None));
+        assert_eq!(command(&platform, 1) & 0x404, 4);
+        platform.connected(OTHER);
+        assert_eq!(command(&platform, 1) & 0x404, 0x400);
+    }
+
+    /// Two drivers on a line, both claimed and asking for the interrupt.
+    fn sharing() -> Platform<Machine> {
+        let mut platform = platform([old(1, false), old(2, true)]);
+        for client in [OTHER, NVME] {
+            platform.request(client, &CLAIM);
+            let interrupt = Request::Interrupt { device: 0, index: 0 };
+            assert_eq!(platform.request(client, &interrupt), (Response::Shared, None));
+        }
+        assert_eq!((platform.machine.made.len(), &platform.machine.bound[..]), (1, &[(0, 32)][..]));
+        platform.machine.acknowledged.clear();
+        platform
+    }
+
+    #[test]
+    fn a_shared_line_waits_for_those_whose_devices_ask() {
+        let mut platform = sharing();
+        ask(&mut platform, 2, true);
+        platform.interrupts(1 << 32);
+        assert_eq!((&platform.machine.raised[..], &platform.machine.acknowledged[..]), (&[25][..], &[][..]));
+        // Another's acknowledgement does not count.
+        platform.interrupts(1 << 12);
+        assert!(platform.machine.acknowledged.is_empty());
+        platform.interrupts(1 << 13);
+        assert_eq!(platform.machine.acknowledged, [0]);
+        // Both ask; one of them dies before it acknowledges.
+        ask(&mut platform, 1, true);
+        platform.interrupts(1 << 32);
+        assert_eq!(platform.machine.raised, [25, 24, 25]);
+        platform.interrupts(1 << 13);
+        assert_eq!(platform.machine.acknowledged, [0]);
+        platform.connected(OTHER);
+        assert_eq!(platform.machine.acknowledged, [0, 0]);
+        assert_eq!(platform.next_deadline(), protocol::abi::NEVER);
+        // A device made before PCI 2.3 does not say that it asks.
+        ask(&mut platform, 2, false);
+        platform.interrupts(1 << 32);
+        assert_eq!(platform.machine.raised, [25, 24, 25, 25]);
+    }
+
+    #[test]
+    fn a_restart_goes_on_sharing() {
+        let mut before = sharing();
+        before.connected(OTHER);
+        let found = crate::enumerate::enumerate(&before.machine.bus);
+        let Platform { mut machine, .. } = before;
+        (machine.made, machine.bound, machine.acknowledged) = Default::default();
+        let mut after = Platform::new(machine, Routing::default(), Vec::new(), found, &clients(), true);
+        assert_eq!((&after.machine.bound[..], &after.machine.acknowledged[..]), (&[(0, 32)][..], &[0][..]));
+        ask(&mut after, 1, true);
+        ask(&mut after, 2, true);
+        after.interrupts(1 << 32);
+        // The one that had died before is not on the line.
+        assert_eq!(after.machine.raised, [25]);
+        after.interrupts(1 << 13);
+        assert_eq!(after.machine.acknowledged, [0, 0]);
+        after.interrupts(1 << 32);
+        after.connected(NVME);
+        assert_eq!(after.next_deadline(), protocol::abi::NEVER);
+        assert_eq!(command(&after, 2) & 0x404, 0x400);
+    }
+
+    #[test]
+    fn who_does_not_acknowledge_loses_its_place() {
+        let mut platform = sharing();
+        ask(&mut platform, 1, true);
+        platform.interrupts(1 << 32);
+        let deadline = platform.next_deadline();
+        platform.machine.now = deadline;
+        platform.deadline();
+        assert_eq!((&platform.machine.acknowledged[..], platform.next_deadline()), (&[0][..], protocol::abi::NEVER));
+        assert_eq!(command(&platform, 1) & 0x400, 0x400);
+        assert_eq!(command(&platform, 2) & 0x400, 0);
+        // It comes back.
+        platform.connected(OTHER);
+        platform.request(OTHER, &CLAIM);
+        assert_eq!(platform.request(OTHER, &Request::Interrupt { device: 0, index: 0 }), (Response::Shared, None));
+        assert_eq!(command(&platform, 1) & 0x400, 0);
+        platform.interrupts(1 << 32);
+        assert_eq!(platform.machine.raised, [24, 24]);
+    }
+
+    #[test]
+    fn a_storm_that_nobody_explains_ends_masked() {
+        let mut platform = sharing();
+        let storm = |platform: &mut Platform<Machine>| {
+            for round in 0..100_000 {
+                let before = platform.machine.acknowledged.len();
+                platform.interrupts(1 << 32);
+                platform.interrupts(1 << 12 | 1 << 13);
+                if platform.machine.acknowledged.len() == before {
+                    return round;
+                }
+            }
+            panic!("it is never masked");
+        };
+        assert_eq!(storm(&mut platform), 5000);
+        // A new driver is a new chance.
+        platform.connected(NVME);
+        platform.request(NVME, &CLAIM);
+        assert_eq!(platform.request(NVME, &Request::Interrupt { device: 0, index: 0 }), (Response::Shared, None));
+        assert_eq!(storm(&mut platform), 5000);
+    }
+
+    #[test]
+    fn who_reaches_for_more_is_switched_off_and_killed() {
+        let mut platform = platform([Mock::virtio_net(3)]);
+        platform.clients[0].startup.shared = Vec::from([(0x100, 3), (0x9000, 1)]);
+        let memory = server_runtime::mmio::Region::of(std::vec![0; 8 * 512].leak());
+        platform.confine(Iommu::new(Vec::new(), &[], (memory, 0x100_0000), true).unwrap());
+        // Top, two below it, and a context table.
+        let used = |platform: &Platform<Machine>| platform.iommu.as_ref().unwrap().pages();
+        assert_eq!(used(&platform), 1);
+        let claim = |platform: &mut Platform<Machine>| {
+            assert!(matches!(platform.request(NET, &CLAIM).0, Response::Device { .. }));
+            platform.request(NET, &Request::Interrupt { device: 0, index: 0 });
+            assert_eq!((command(platform, 3) & 4, used(platform)), (4, 6));
+        };
+        claim(&mut platform);
+        let fault = Fault { function: 0x18, address: 0x5000, read: false, reason: 5 };
+        platform.fault(&fault);
+        assert_eq!((command(&platform, 3) & 4, used(&platform)), (0, 2));
+        assert_eq!(platform.machine.killed, ["client 3"]);
+        platform.connected(NET);
+        claim(&mut platform);
+        // A device of nobody kills nobody.
+        platform.fault(&Fault { function: 0x28, ..fault });
+        assert_eq!((platform.machine.killed.len(), used(&platform)), (1, 6));
+        // Nor does one claim more than there are tables for.
+        platform.connected(NET);
+        platform.clients[0].startup.shared = Vec::from([(0x100, 5 * 512)]);
+        assert_eq!(platform.request(NET, &CLAIM).0, Response::Failed);
+    }
+
+    #[test]
+    fn extended_configuration_space_is_read_where_it_is_there() {
+        let mut platform = platform([Mock::virtio_net(3)]);
+        platform.request(NET, &CLAIM);
+        let mut read = |offset| platform.request(NET, &Request::ConfigRead { device: 0, offset }).0;
+        assert_eq!((read(0x100), read(0x104)), (Response::Value(0x1234), Response::NotFound));
+        assert_eq!((read(0x102), read(0x1000)), (Response::NotFound, Response::NotFound));
+        let write = Request::ConfigWrite { device: 0, offset: 0x100, value: 0 };
+        assert_eq!(platform.request(NET, &write).0, Response::Denied);
     }
 
     #[test]

@@ -1,165 +1,265 @@
-//! The ACPI tables, found and checked by the `acpi` crate through mappings of the devices extent.
+//! The firmware's tables: found by the root pointer, checked, and copied (ACPI 6.5, 5.2).
+//!
+//! Nothing in them is believed: a table with an impossible length or a wrong checksum is left out, with a line for the log.
 
-use acpi::{AcpiHandler, AcpiTable, AcpiTables, PhysicalMapping, fadt::Fadt, madt::Madt, mcfg::Mcfg, sdt::SdtHeader};
 use alloc::{
-    alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error},
     format,
-    string::String,
+    string::{String, ToString},
+    vec,
     vec::Vec,
 };
-use core::ptr::NonNull;
-use platform::{processors, routing::Routing};
-use protocol::{
-    layout::{MAPPINGS, PAGE},
-    memory::Access,
-};
-use server_runtime::memory;
 
-/// Bytes of the longest table that is read; a header that says more is not believed.
+/// Bytes of the longest table that is read.
 const TABLE_MAX: usize = 1 << 20;
-/// Bytes of a MADT before its entries.
-const MADT_HEADER: usize = 44;
-/// Offset in the FADT of the number of the clock's century register.
-const FADT_CENTURY: usize = 108;
-/// Offset in the MCFG of the first address of memory-mapped configuration space.
-const MCFG_ADDRESS: usize = 44;
-/// First frame and frames of the area in which a BIOS keeps the root pointer.
-const BIOS_AREA: (u64, u64) = (0xe0, 33);
+/// Bytes of all tables that are kept.
+const ALL_MAX: usize = 3 << 19;
+/// Tables that a root table may name.
+const ENTRIES_MAX: usize = 256;
+/// Bytes of the header of every table.
+pub const HEADER: usize = 36;
+/// Bytes of the root pointer of ACPI 1.0, and of later ones.
+const POINTER: (usize, usize) = (20, 36);
+/// What a root pointer begins with; it is at a multiple of so many bytes.
+const POINTER_SIGNATURE: &[u8] = b"RSD PTR ";
+const POINTER_ALIGNMENT: usize = 16;
+/// First byte and bytes of the area in which a BIOS keeps the root pointer.
+const BIOS_AREA: (u64, usize) = (0xe_0000, 0x2_0000);
+/// Where a BIOS keeps the segment of its extended data area, which may have the root pointer in its first kilobyte.
+const EXTENDED_AREA: u64 = 0x40e;
+/// Tables that are of use here; others are not even copied.
+const WANTED: [&[u8; 4]; 5] = [b"FACP", b"APIC", b"MCFG", b"DMAR", b"SSDT"];
 
-/// What the tables say.
-pub struct Tables {
-    /// The wiring of interrupts, or why it could not be read.
-    pub routing: Result<Routing, String>,
-    /// Numbers of the local APICs of all processors.
-    pub processors: Vec<u32>,
-    /// Register of the clock that holds the century; 0: none.
-    pub century: u8,
-    /// Where configuration space is memory-mapped.
-    pub ecam: Option<u64>,
+/// Reads physical memory that is not handed out as memory.
+pub trait Physical {
+    /// Copies from `address` on; `false` if that cannot be read.
+    fn read(&self, address: u64, bytes: &mut [u8]) -> bool;
 }
 
-/// Reads the tables. `rsdp`: physical address of the root pointer; 0: unknown, to be searched for as on a BIOS machine.
-pub fn read(devices: u8, rsdp: u64) -> Result<Tables, String> {
-    let mapper = Mapper { devices };
-    let tables = match usize::try_from(rsdp) {
-        Ok(0) | Err(_) => {
-            // The search reads the area unconditionally.
-            for (frame, frames) in [(0, 1), BIOS_AREA] {
-                match memory::map_extent(devices, frame, frames, Access::empty()) {
-                    // SAFETY: mapped just now and used by nobody.
-                    Ok(base) => unsafe { memory::unmap(base, frames) },
-                    Err(error) => return Err(format!("no root pointer was handed over, and the BIOS area: {error}")),
-                }
+/// The tables that were found good.
+#[derive(Default, Debug)]
+pub struct Tables {
+    tables: Vec<Vec<u8>>,
+    /// What was wrong with others; for the log.
+    pub problems: Vec<String>,
+}
+
+impl Tables {
+    /// Finds the tables. `pointer`: physical address of the root pointer; 0: unknown, to be searched for as on a BIOS machine.
+    pub fn find(memory: &impl Physical, pointer: u64) -> Result<Tables, String> {
+        let (root, width) = match pointer {
+            0 => search(memory).ok_or("there is no root pointer")?,
+            address => pointer_at(memory, address).ok_or("the root pointer is damaged")?,
+        };
+        let mut tables = Tables::default();
+        let mut left = ALL_MAX;
+        let root = table(memory, root, &mut left).map_err(|wrong| format!("root table: {wrong}"))?;
+        for entry in root[HEADER..].chunks_exact(width).take(ENTRIES_MAX) {
+            let mut address = [0; 8];
+            address[..width].copy_from_slice(entry);
+            let address = u64::from_le_bytes(address);
+            let mut signature = [0; 4];
+            if memory.read(address, &mut signature) && WANTED.contains(&&signature) {
+                tables.add(memory, address, &mut left);
             }
-            // SAFETY: reading these areas has no effects; the mapper gives memory of the size asked for.
-            unsafe { AcpiTables::search_for_rsdp_bios(mapper) }
         }
-        // SAFETY: whatever is at the address is only read, and checked.
-        Ok(rsdp) => unsafe { AcpiTables::from_rsdp(mapper, rsdp) },
+        let definitions = tables.get(b"FACP").and_then(|fadt| match u64_at(fadt, 140) {
+            None | Some(0) => u32_at(fadt, 40).map(u64::from),
+            wide => wide,
+        });
+        if let Some(address) = definitions.filter(|address| *address != 0) {
+            tables.add(memory, address, &mut left);
+        }
+        Ok(tables)
     }
-    .map_err(|error| format!("{error:?}"))?;
-    let routing = with_table::<Madt, _>(&tables, |bytes| match bytes.get(MADT_HEADER..) {
-        Some(entries) => Routing::from_madt(entries).map_err(|error| format!("MADT: {error}")),
-        None => Err("MADT: too short".into()),
-    });
-    let processors = with_table::<Madt, _>(&tables, |bytes| bytes.get(MADT_HEADER..).map(processors::from_madt));
-    let century = with_table::<Fadt, _>(&tables, |bytes| bytes.get(FADT_CENTURY).copied().unwrap_or(0));
-    let ecam = with_table::<Mcfg, _>(&tables, |bytes| {
-        bytes.get(MCFG_ADDRESS..).and_then(|bytes| bytes.first_chunk()).map(|bytes| u64::from_le_bytes(*bytes))
-    });
-    Ok(Tables {
-        routing: routing.unwrap_or_else(|| Err("there is no valid MADT".into())),
-        processors: processors.flatten().unwrap_or_default(),
-        century: century.unwrap_or(0),
-        ecam: ecam.flatten(),
+
+    fn add(&mut self, memory: &impl Physical, address: u64, left: &mut usize) {
+        match table(memory, address, left) {
+            Ok(bytes) => self.tables.push(bytes),
+            Err(wrong) => self.problems.push(format!("table at {address:#x}: {wrong}")),
+        }
+    }
+
+    /// The first table with a signature, whole.
+    pub fn get(&self, signature: &[u8; 4]) -> Option<&[u8]> {
+        self.all(signature).next()
+    }
+
+    /// All tables with a signature.
+    pub fn all<'a>(&'a self, signature: &[u8; 4]) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+        let signature = *signature;
+        self.tables.iter().map(Vec::as_slice).filter(move |table| table.starts_with(&signature))
+    }
+}
+
+/// The address of the root table and the bytes of its entries.
+type Root = (u64, usize);
+
+fn pointer_at(memory: &impl Physical, address: u64) -> Option<Root> {
+    let mut bytes = [0; POINTER.1];
+    // The longer one may reach into a page that cannot be read.
+    if !memory.read(address, &mut bytes) {
+        memory.read(address, &mut bytes[..POINTER.0]).then_some(())?;
+    }
+    pointer(&bytes)
+}
+
+fn pointer(bytes: &[u8]) -> Option<Root> {
+    let sound = |length: usize| bytes.get(..length).is_some_and(|bytes| sum(bytes) == 0);
+    if !bytes.starts_with(POINTER_SIGNATURE) || !sound(POINTER.0) {
+        return None;
+    }
+    let wide = (bytes[15] >= 2 && sound(POINTER.1)).then(|| u64_at(bytes, 24)).flatten().filter(|root| *root != 0);
+    match wide {
+        Some(root) => Some((root, 8)),
+        None => u32_at(bytes, 16).filter(|root| *root != 0).map(|root| (u64::from(root), 4)),
+    }
+}
+
+fn search(memory: &impl Physical) -> Option<Root> {
+    let mut segment = [0; 2];
+    let extended = memory.read(EXTENDED_AREA, &mut segment).then(|| u64::from(u16::from_le_bytes(segment)) << 4);
+    let areas = extended.map(|address| (address, 1024)).into_iter().chain([BIOS_AREA]);
+    areas.filter(|(address, _)| *address != 0).find_map(|(address, length)| {
+        let mut bytes = vec![0; length];
+        memory.read(address, &mut bytes).then_some(())?;
+        (0..length).step_by(POINTER_ALIGNMENT).find_map(|at| pointer(&bytes[at..]))
     })
 }
 
-/// Lets `work` read the bytes of a table, if there is a valid one.
-fn with_table<T: AcpiTable, R>(tables: &AcpiTables<Mapper>, work: impl FnOnce(&[u8]) -> R) -> Option<R> {
-    let table = tables.find_table::<T>().ok()?;
-    let start = table.virtual_start().cast::<u8>();
-    // SAFETY: the whole table is mapped as long as `table` lives, and nobody writes to it.
-    Some(work(unsafe { core::slice::from_raw_parts(start.as_ptr(), table.region_length()) }))
+/// Copies a table and checks it.
+fn table(memory: &impl Physical, address: u64, left: &mut usize) -> Result<Vec<u8>, String> {
+    let mut header = [0; HEADER];
+    if address == 0 || !memory.read(address, &mut header) {
+        return Err("it cannot be read".to_string());
+    }
+    let name = header[..4].escape_ascii();
+    let length = u32_at(&header, 4).unwrap_or(0) as usize;
+    if !(HEADER..=TABLE_MAX).contains(&length) {
+        return Err(format!("{name}: a length of {length} bytes"));
+    }
+    *left = left.checked_sub(length).ok_or_else(|| format!("{name}: more than {ALL_MAX} bytes of tables"))?;
+    let mut bytes = vec![0; length];
+    if !memory.read(address, &mut bytes) {
+        return Err(format!("{name}: its {length} bytes cannot be read"));
+    }
+    if sum(&bytes) != 0 {
+        return Err(format!("{name}: the checksum is wrong"));
+    }
+    Ok(bytes)
 }
 
-/// Maps physical memory for the `acpi` crate. Where that is impossible it gives zeros, which no check of a table accepts.
-#[derive(Clone, Copy)]
-struct Mapper {
-    devices: u8,
+fn sum(bytes: &[u8]) -> u8 {
+    bytes.iter().fold(0, |sum, byte| sum.wrapping_add(*byte))
 }
 
-impl Mapper {
-    /// Maps the pages around a range; returns where its first byte is.
-    fn map(&self, address: usize, size: usize) -> Option<NonNull<u8>> {
-        let (first, offset) = (address as u64 / PAGE, address % PAGE as usize);
-        let base = memory::map_extent(self.devices, first, pages(offset, size), Access::empty()).ok()?;
-        // SAFETY: the offset is within the first page of the mapping.
-        Some(unsafe { base.add(offset) })
-    }
+/// A little-endian number in a table; `None` if the table ends before it.
+pub fn u16_at(bytes: &[u8], offset: usize) -> Option<u16> {
+    bytes.get(offset..)?.first_chunk().map(|bytes| u16::from_le_bytes(*bytes))
+}
 
-    fn unmap(start: NonNull<u8>, size: usize) {
-        let offset = start.addr().get() % PAGE as usize;
-        // SAFETY: `start` came from `map` with the same size, so the mapping begins at its page; the callers use it no more.
-        unsafe { memory::unmap(start.sub(offset), pages(offset, size)) };
-    }
+/// As [`u16_at`].
+pub fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
+    bytes.get(offset..)?.first_chunk().map(|bytes| u32::from_le_bytes(*bytes))
+}
 
-    /// Whether the header at `start` belongs to a table that can be read whole.
-    fn is_sound(&self, address: usize, start: NonNull<u8>) -> bool {
-        // SAFETY: a header was mapped there; it is plain bytes.
-        let header = unsafe { start.cast::<[u8; size_of::<SdtHeader>()]>().read() };
-        if header.starts_with(b"RSD PTR ") {
-            // The root pointer is as long as a header, and no table.
-            return true;
+/// As [`u16_at`].
+pub fn u64_at(bytes: &[u8], offset: usize) -> Option<u64> {
+    bytes.get(offset..)?.first_chunk().map(|bytes| u64::from_le_bytes(*bytes))
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    /// Memory with some bytes in it.
+    #[derive(Default)]
+    pub struct Memory(pub BTreeMap<u64, Vec<u8>>);
+
+    impl Physical for Memory {
+        fn read(&self, address: u64, bytes: &mut [u8]) -> bool {
+            let Some((start, from)) = self.0.range(..=address).next_back() else { return false };
+            let Ok(offset) = usize::try_from(address - start) else { return false };
+            let part = from.get(offset..).and_then(|from| from.get(..bytes.len()));
+            part.map(|part| bytes.copy_from_slice(part)).is_some()
         }
-        let length = u32::from_le_bytes([header[4], header[5], header[6], header[7]]) as usize;
-        if !(size_of::<SdtHeader>()..=TABLE_MAX).contains(&length) || address.checked_add(length).is_none() {
-            return false;
-        }
-        match self.map(address, length) {
-            Some(whole) => {
-                Mapper::unmap(whole, length);
-                true
-            }
-            None => false,
-        }
-    }
-}
-
-fn pages(offset: usize, size: usize) -> u64 {
-    ((offset + size) as u64).div_ceil(PAGE)
-}
-
-fn zeros(size: usize) -> Layout {
-    // A size that has no layout is one that no table that was found sound has.
-    Layout::from_size_align(size.max(1), 8).unwrap_or(Layout::new::<u64>())
-}
-
-impl AcpiHandler for Mapper {
-    unsafe fn map_physical_region<T>(&self, address: usize, size: usize) -> PhysicalMapping<Self, T> {
-        let start = self.map(address, size).filter(|start| {
-            let good = size != size_of::<SdtHeader>() || self.is_sound(address, *start);
-            if !good {
-                Mapper::unmap(*start, size);
-            }
-            good
-        });
-        let start = start.unwrap_or_else(|| {
-            // SAFETY: the layout is not empty.
-            let zeros_start = unsafe { alloc_zeroed(zeros(size)) };
-            NonNull::new(zeros_start).unwrap_or_else(|| handle_alloc_error(zeros(size)))
-        });
-        // SAFETY: `size` bytes from `start` are mapped, or are zeros from the heap, until `unmap_physical_region`.
-        unsafe { PhysicalMapping::new(address, start.cast(), size, size, *self) }
     }
 
-    fn unmap_physical_region<T>(region: &PhysicalMapping<Self, T>) {
-        let (start, size) = (region.virtual_start().cast::<u8>(), region.region_length());
-        if (start.addr().get() as u64) < MAPPINGS {
-            // SAFETY: below the area of mappings is only what `map_physical_region` took from the heap, with this layout.
-            unsafe { dealloc(start.as_ptr(), zeros(size)) };
-        } else {
-            Mapper::unmap(start, size);
+    /// A table of these contents, with a header that is right.
+    pub fn sealed(signature: &[u8; 4], body: &[u8]) -> Vec<u8> {
+        let mut table = vec![0; HEADER];
+        table[..4].copy_from_slice(signature);
+        table[4..8].copy_from_slice(&((HEADER + body.len()) as u32).to_le_bytes());
+        table.extend(body);
+        table[9] = 0u8.wrapping_sub(sum(&table));
+        table
+    }
+
+    fn root_pointer(root: u32) -> Vec<u8> {
+        let mut pointer = vec![0; POINTER.1];
+        pointer[..8].copy_from_slice(POINTER_SIGNATURE);
+        pointer[16..20].copy_from_slice(&root.to_le_bytes());
+        pointer[8] = 0u8.wrapping_sub(sum(&pointer[..POINTER.0]));
+        pointer
+    }
+
+    fn memory(tables: &[(u32, Vec<u8>)]) -> Memory {
+        let entries: Vec<u8> = tables.iter().flat_map(|(address, _)| address.to_le_bytes()).collect();
+        let mut memory = Memory::default();
+        let mut area = vec![0; BIOS_AREA.1];
+        area[0x4560..][..POINTER.1].copy_from_slice(&root_pointer(0x1000));
+        memory.0.insert(BIOS_AREA.0, area);
+        memory.0.insert(0x1000, sealed(b"RSDT", &entries));
+        memory.0.extend(tables.iter().map(|(address, table)| (u64::from(*address), table.clone())));
+        memory
+    }
+
+    #[test]
+    fn finds_what_is_sound() {
+        let mut fadt = vec![0; 80];
+        fadt[4..8].copy_from_slice(&0x9000u32.to_le_bytes());
+        let mut damaged = sealed(b"MCFG", &[1, 2, 3]);
+        damaged[38] ^= 1;
+        let mut long = sealed(b"DMAR", &[]);
+        long[4..8].copy_from_slice(&u32::MAX.to_le_bytes());
+        let tables = [
+            (0x2000, sealed(b"FACP", &fadt)),
+            (0x3000, damaged),
+            (0x4000, long),
+            (0x5000, sealed(b"SSDT", b"a")),
+            (0x6000, sealed(b"SSDT", b"b")),
+            (0x7000, sealed(b"HPET", b"c")),
+        ];
+        let mut memory = memory(&tables);
+        memory.0.insert(0x9000, sealed(b"DSDT", b"d"));
+        for pointer in [0, BIOS_AREA.0 + 0x4560] {
+            let tables = Tables::find(&memory, pointer).unwrap();
+            assert_eq!(tables.get(b"DSDT").map(|table| &table[HEADER..]), Some(&b"d"[..]));
+            assert_eq!(tables.all(b"SSDT").count(), 2);
+            assert!(tables.get(b"MCFG").is_none() && tables.get(b"HPET").is_none());
+            assert_eq!(
+                tables.problems,
+                ["table at 0x3000: MCFG: the checksum is wrong", "table at 0x4000: DMAR: a length of 4294967295 bytes"]
+            );
+        }
+        assert!(Tables::find(&memory, 0x5000).is_err());
+        assert!(Tables::find(&Memory::default(), 0).is_err());
+    }
+
+    #[test]
+    fn tables_without_end_are_bounded() {
+        let large = sealed(b"SSDT", &vec![0; TABLE_MAX - HEADER]);
+        let tables = Tables::find(&memory(&[(0x10_0000, large.clone()), (0x30_0000, large)]), 0).unwrap();
+        assert_eq!((tables.all(b"SSDT").count(), tables.problems.len()), (1, 1));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_refused_or_read(bytes in prop::collection::vec(any::<u8>(), 0..200), root in 0u32..0x2000) {
+            let mut memory = memory(&[(0x2000, sealed(b"FACP", &bytes)), (0x3000, bytes.clone())]);
+            memory.0.insert(0x1000 + u64::from(root), bytes);
+            let _ = Tables::find(&memory, 0);
         }
     }
 }

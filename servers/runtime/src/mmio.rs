@@ -96,6 +96,20 @@ impl Region {
         u64, read_u64, write_u64;
     }
 
+    /// Writes back what the processor has of these bytes in its caches, for devices that do not look there.
+    #[track_caller]
+    pub fn flush(&self, offset: usize, length: usize) {
+        const LINE: usize = 64;
+        let start = self.at(offset, length).as_ptr();
+        let first = start.addr() % LINE;
+        compiler_fence(Ordering::SeqCst);
+        for at in (0..first + length).step_by(LINE) {
+            // SAFETY: the instruction exists on every x86-64 processor, changes no memory, and the address is within the region's pages.
+            unsafe { core::arch::x86_64::_mm_clflush(start.wrapping_sub(first).wrapping_add(at)) };
+        }
+        fence(Ordering::SeqCst);
+    }
+
     /// Copies bytes at `offset` out into `to`.
     #[track_caller]
     pub fn copy_out(&self, offset: usize, to: &mut [u8]) {

@@ -33,8 +33,10 @@ pub enum Command {
     DiskDelete(String),
     /// Lists devices.
     Devices,
-    /// Ends the machine.
+    /// Switches the machine off.
     PowerOff,
+    /// Resets the machine.
+    Reboot,
 }
 
 /// What makes a command of what follows its word.
@@ -65,7 +67,7 @@ struct Form {
     about: &'static str,
 }
 
-const FORMS: [Form; 13] = [
+const FORMS: [Form; 14] = [
     Form { word: "help", make: Make::Plain(|| Command::Help), about: "lists the commands" },
     Form {
         word: "ps",
@@ -98,7 +100,8 @@ const FORMS: [Form; 13] = [
         about: "deletes a virtual disk that no VM has",
     },
     Form { word: "devices", make: Make::Plain(|| Command::Devices), about: "lists the PCI devices" },
-    Form { word: "poweroff", make: Make::Plain(|| Command::PowerOff), about: "ends the machine" },
+    Form { word: "poweroff", make: Make::Plain(|| Command::PowerOff), about: "switches the machine off" },
+    Form { word: "reboot", make: Make::Plain(|| Command::Reboot), about: "resets the machine" },
 ];
 
 /// Reads a line: `Ok(None)` if it is empty, `Err` with what is wrong and what would be right.
@@ -191,7 +194,7 @@ mod tests {
             let wrong = told(&format!("disk create data {size}"));
             assert_eq!(wrong, "usage: disk create NAME SIZE (a size is like 64 KiB, 16 MiB or 1 GiB)", "{size}");
         }
-        assert_eq!(told("reboot"), "no such command: reboot (type help)");
+        assert_eq!(told("shutdown"), "no such command: shutdown (type help)");
         assert_eq!(told("power"), "no such command: power (did you mean poweroff?)");
         assert_eq!(told("st"), "no such command: st (did you mean start or stop or start-server?)");
     }

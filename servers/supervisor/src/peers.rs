@@ -87,7 +87,8 @@ impl Peers {
             }
             Command::DiskDelete(name) => self.disk(name, &vdisk::Request::Delete(name.clone())),
             Command::Devices => self.devices(),
-            Command::PowerOff => self.power_off(),
+            Command::PowerOff => self.end(&platform::Request::PowerOff { success: true }, "switched off"),
+            Command::Reboot => self.end(&platform::Request::Reset, "reset"),
         };
         done.unwrap_or_else(|told| format!("{told}\n"))
     }
@@ -194,10 +195,11 @@ impl Peers {
         }
     }
 
-    fn power_off(&mut self) -> Result<String, String> {
-        match ask(&mut self.platform, &platform::Request::PowerOff { success: true }, false)? {
+    /// An end of the machine; an answer means that it goes on.
+    fn end(&mut self, request: &platform::Request, done: &str) -> Result<String, String> {
+        match ask(&mut self.platform, request, true)? {
             platform::Response::Denied => Err("the platform server does not let the supervisor end the machine".into()),
-            _ => Err("this machine cannot be switched off by software".into()),
+            _ => Err(format!("this machine cannot be {done} by software")),
         }
     }
 }

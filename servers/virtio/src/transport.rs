@@ -28,6 +28,8 @@ const QUEUE_ENABLE: usize = 0x1c;
 const COMMON_LENGTH: usize = 0x20;
 /// A vector that the device could not take.
 const NO_VECTOR: u16 = 0xffff;
+/// Feature: the device reaches memory through an IOMMU (virtio 1.2, 6).
+const ACCESS_PLATFORM: u64 = 1 << 33;
 /// Looks at the status of a device that was reset. The device of an emulator is reset at once.
 const RESET_LOOKS: usize = 1_000_000;
 
@@ -136,7 +138,9 @@ impl Transport for Msix {
         self.pci.read_device_features()
     }
     fn write_driver_features(&mut self, driver_features: u64) {
-        self.pci.write_driver_features(driver_features);
+        // Addresses are physical ones behind an IOMMU too; a device that is there insists on its driver knowing it.
+        let behind_iommu = self.pci.read_device_features() & ACCESS_PLATFORM;
+        self.pci.write_driver_features(driver_features | behind_iommu);
     }
     fn max_queue_size(&mut self, queue: u16) -> u32 {
         self.pci.max_queue_size(queue)
