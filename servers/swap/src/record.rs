@@ -227,7 +227,7 @@ impl VmRecord {
 
     /// It had to leave in the middle of its work, or to wait for a frame.
     pub fn more_room(&mut self) {
-        self.room = self.room.saturating_mul(2).clamp(ROOM_MIN, ROOM_MAX);
+        self.room = self.room.saturating_mul(4).clamp(ROOM_MIN, ROOM_MAX);
     }
 
     /// A fault took something to serve: the VM makes progress.

@@ -161,7 +161,7 @@ impl Pager<'_> {
         !self.stalled.is_empty() && self.spare() >= needs
     }
 
-    /// Keeps frames for a VM that has waited for one, if there are few. Each time they are twice as many: else all VMs would get their memory page by page, and
+    /// Keeps frames for a VM that has waited for one, if there are few. Each time they are more: else all VMs would get their memory page by page, and
     /// none of them ever all that it needs.
     fn give_room(&mut self, place: u32) {
         let (spare, few) = (self.spare().saturating_sub(self.clock.floor()), self.spare() < self.clock.high());
