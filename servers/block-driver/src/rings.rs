@@ -188,7 +188,13 @@ impl<D: BlockDriver> Rings<D> {
         for number in 0..self.clients.len() {
             self.take(number);
         }
-        self.dispatch(now);
+        self.dispatch_all(now);
+    }
+
+    /// Gives the device what waits, until it has finished nothing more: what needs nothing of the medium is over at once, and no interrupt
+    /// tells of it. It ends, because nothing new is taken from clients meanwhile.
+    fn dispatch_all(&mut self, now: u64) {
+        while self.dispatch(now) && self.reap() {}
     }
 
     /// Whether a request has taken too long, after a last look at what is finished.
@@ -220,7 +226,7 @@ impl<D: BlockDriver> Rings<D> {
                 self.clients[job.client].waiting.push_front((job.slot, job.accepted));
             }
         }
-        self.dispatch(now);
+        self.dispatch_all(now);
         result.map(|()| late)
     }
 
@@ -273,8 +279,8 @@ impl<D: BlockDriver> Rings<D> {
         }
     }
 
-    /// Gives the device what waits, one request from each client in turn.
-    fn dispatch(&mut self, now: u64) {
+    /// Gives the device what waits, one request from each client in turn. Returns whether there was any.
+    fn dispatch(&mut self, now: u64) -> bool {
         let mut any = false;
         let mut idle = 0;
         while idle < self.clients.len() && (self.lost || !self.free.is_empty()) {
@@ -296,6 +302,7 @@ impl<D: BlockDriver> Rings<D> {
         if any {
             self.device.notify();
         }
+        any
     }
 
     fn start(&mut self, number: usize, slot: u16, accepted: Accepted, now: u64) {
@@ -328,13 +335,15 @@ impl<D: BlockDriver> Rings<D> {
         self.device.submit(tag, request);
     }
 
-    /// Takes back what the device has finished.
-    fn reap(&mut self) {
+    /// Takes back what the device has finished. Returns whether there was any.
+    fn reap(&mut self) -> bool {
+        let mut any = false;
         // A device that makes up requests without end is not listened to for longer than it can hold.
         for _ in 0..self.jobs.len() {
             let Some((tag, result)) = self.device.finished() else {
                 break;
             };
+            any = true;
             match self.jobs.get_mut(tag).and_then(Option::take) {
                 Some(job) => {
                     self.free.push(tag);
@@ -344,6 +353,7 @@ impl<D: BlockDriver> Rings<D> {
                 None => self.counters.nonsense += 1,
             }
         }
+        any
     }
 
     fn finish(&mut self, job: Job, result: Result<(), Failure>) {

@@ -27,6 +27,8 @@ const TIMEOUT_MAX: u64 = 3600;
 const SECOND: u64 = 1_000_000_000;
 /// Nanoseconds between two looks at a device while the partition table is read, should its interrupt not come.
 const LOOK: u64 = 10_000_000;
+/// Nanoseconds between two lines that tell of requests that have failed: a broken disk fails all of them.
+const FAILURES: u64 = 10 * SECOND;
 /// All lines of hardware interrupts.
 const HARDWARE: u64 = !0 << line::HARDWARE_FIRST;
 
@@ -108,6 +110,10 @@ struct Disk<D> {
     table: Option<Table>,
     page: Dma,
     timeout: u64,
+    /// Requests that have failed and were told of.
+    told: u64,
+    /// When the next ones may be told of.
+    tell_from: u64,
 }
 
 impl<D: BlockDriver> Disk<D> {
@@ -143,7 +149,7 @@ impl<D: BlockDriver> Disk<D> {
                 server_runtime::log!("the memory shared with `{}` is too small", known.startup.name);
             }
         }
-        Ok(Disk { rings, table: None, page: setup.table, timeout })
+        Ok(Disk { rings, table: None, page: setup.table, timeout, told: 0, tell_from: 0 })
     }
 
     /// Reads a block while no client is there, and waits for it: at start-up nobody else wants anything.
@@ -171,6 +177,16 @@ impl<D: BlockDriver> Disk<D> {
         }
         page.memory.copy_out(0, to);
         Ok(())
+    }
+
+    /// Tells the operator of requests that have failed.
+    fn tell_failures(&mut self) {
+        let failed = self.rings.counters().failed;
+        if failed == self.told || clock::now() < self.tell_from {
+            return;
+        }
+        server_runtime::log!("{} requests have failed", failed - self.told);
+        (self.told, self.tell_from) = (failed, clock::now().saturating_add(FAILURES));
     }
 
     fn read_table(&mut self) -> Result<(), Problem> {
@@ -272,6 +288,7 @@ impl<D: BlockDriver> Server<D> {
             }
         }
         let told = disk.rings.publish();
+        disk.tell_failures();
         for known in &self.known {
             if known.number.is_some_and(|number| told.checked_shr(number as u32).unwrap_or(0) & 1 != 0) {
                 // A client that is being restarted begins anew anyway.
@@ -345,6 +362,7 @@ impl<D: BlockDriver> Handler<Service> for Server<D> {
                 Err(problem) => format!("no answer within {seconds} s, and the device is lost: {problem}"),
             };
             server_runtime::log!("{text}");
+            disk.told = disk.rings.counters().failed;
         }
         disk.rings.work(now);
         self.tell();

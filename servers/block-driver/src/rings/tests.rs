@@ -24,6 +24,8 @@ struct Mock {
     zero_most: u32,
     read_only: bool,
     broken: bool,
+    /// It has no cache: a flush is over when it is given.
+    no_cache: bool,
 }
 
 impl Mock {
@@ -64,6 +66,10 @@ impl BlockDriver for Mock {
             }
         };
         assert!(block + u64::from(count) <= DISK);
+        if self.no_cache && matches!(request, Request::Flush) {
+            self.finished.push_back((tag, Ok(())));
+            return;
+        }
         assert!(self.under_way.insert(tag, request).is_none(), "a tag given twice");
         self.given.push((tag, block, count));
     }
@@ -202,6 +208,18 @@ fn clients_take_turns() {
     rings.work(0);
     let blocks: Vec<_> = rings.device.given[TAGS..].iter().map(|given| given.1).collect();
     assert_eq!(blocks.iter().filter(|block| **block == 300).count(), 2, "{blocks:?}");
+}
+
+#[test]
+fn what_is_over_at_once_is_answered_at_once() {
+    let (mut rings, [mut swap, _]) = bench(Mock { no_cache: true, ..Mock::default() }, 3 * TAGS);
+    // More than the device has tags, and one that waits for it behind them.
+    (0..2 * TAGS).for_each(|slot| swap.put(slot, FLUSH, 0, 0));
+    swap.put(2 * TAGS, READ, 0, 1);
+    rings.work(0);
+    rings.publish();
+    assert_eq!(swap.answers().len(), 2 * TAGS);
+    assert_eq!((rings.device.given.len(), rings.device.under_way.len()), (1, 1));
 }
 
 #[test]
