@@ -7,9 +7,12 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod hardware;
+
 use alloc::{format, vec::Vec};
 use protocol::{
     abi::Target,
+    domain::line,
     layout::PAGE,
     manifest::{NO_DEVICE, Resource, Startup},
     memory::Access,
@@ -105,6 +108,41 @@ impl Device {
                 Err(absent(startup, "the machine has no device that the system file names for this driver"))
             }
             other => Err(unexpected("claim", other)),
+        }
+    }
+
+    /// Claims devices one by one until `open` can use one, and says in the log why it cannot use the others. Those stay claimed: `open` must
+    /// leave them quiet. It gets the line to bind the interrupt to.
+    pub fn claim_first<D>(
+        startup: &Startup,
+        mut open: impl FnMut(&mut Device, u8) -> Result<D, Problem>,
+    ) -> Result<D, Problem> {
+        let mut line = line::HARDWARE_FIRST;
+        loop {
+            let mut device = Device::claim(startup)?;
+            match open(&mut device, line) {
+                Ok(opened) => return Ok(opened),
+                Err(problem) => {
+                    let place = device.info.location;
+                    let (bus, number, function) = (place >> 8 & 0xff, place >> 3 & 31, place & 7);
+                    server_runtime::log!("PCI {bus:02x}:{number:02x}.{function}: {problem}");
+                }
+            }
+            // Only as many devices as there are lines are of use.
+            line = if line + 1 < line::COUNT { line + 1 } else { line };
+        }
+    }
+
+    /// Takes and maps the registers behind base address register `bar`, which begin where the device's own do and are at least `length`
+    /// bytes: for drivers that know where each register is.
+    pub fn registers_from_start(&mut self, bar: u8, length: usize) -> Result<Region, Problem> {
+        let start = self.bars.iter().find(|found| found.number == bar).map(|found| found.address);
+        let registers = self.registers(bar)?.filter(|found| Some(found.physical) == start);
+        let registers =
+            registers.ok_or_else(|| format!("the registers in BAR {bar} are not there for the driver alone"))?;
+        match registers.memory.length() {
+            mapped if mapped >= length => Ok(registers.memory),
+            mapped => Err(format!("{mapped} bytes of registers in BAR {bar}, which are too few")),
         }
     }
 
