@@ -47,6 +47,8 @@ pub struct Memory {
 #[inline(never)] // So that the stack that it needs is not the rest of boot's, too.
 pub unsafe fn initialise(info: &mut StartInfo) -> Result<Memory, &'static str> {
     let memory = &mut info.memory;
+    // Loaders put it where firmware keeps something of its own (SeaBIOS for NVMe disks, at the end of memory): it is memory all the same.
+    memory.add(Region::between(info.bundle.start & !(PAGE - 1), info.bundle.end().next_multiple_of(PAGE)));
     let all = memory.total();
     memory.subtract(Region::between(HIGHEST, u64::MAX));
     let unused = all - memory.total() + memory.lost();
