@@ -1,6 +1,7 @@
 //! The roles that use a disk: the partition of a block driver that the system file gives them.
 
 pub mod check;
+pub mod instructions;
 pub mod measure;
 
 use block_client::{Channel, Disk, Info};

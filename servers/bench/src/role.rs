@@ -11,6 +11,8 @@ pub enum Role {
     Disk,
     /// Writes and reads a disk and checks everything.
     DiskCheck,
+    /// Measures a disk's driver.
+    DiskDriver,
     /// Measures a network driver.
     Net,
     /// Tells the figures of the pager and of the other servers, again and again.
@@ -25,10 +27,11 @@ impl Role {
             Some("peer") => Ok(Role::Peer),
             Some("disk") => Ok(Role::Disk),
             Some("disk-check") => Ok(Role::DiskCheck),
+            Some("disk-driver") => Ok(Role::DiskDriver),
             Some("net") => Ok(Role::Net),
             Some("figures") => Ok(Role::Figures),
             Some(_) => Err(
-                "the option `role` is none of \"client\", \"peer\", \"disk\", \"disk-check\", \"net\" and \"figures\"",
+                "the option `role` is none of \"client\", \"peer\", \"disk\", \"disk-check\", \"disk-driver\", \"net\" and \"figures\"",
             ),
             None => Err("the option `role` is missing"),
         }
@@ -45,6 +48,7 @@ mod tests {
         assert_eq!(Role::from_option(Some("peer")), Ok(Role::Peer));
         assert_eq!(Role::from_option(Some("disk")), Ok(Role::Disk));
         assert_eq!(Role::from_option(Some("disk-check")), Ok(Role::DiskCheck));
+        assert_eq!(Role::from_option(Some("disk-driver")), Ok(Role::DiskDriver));
         assert_eq!(Role::from_option(Some("net")), Ok(Role::Net));
         assert_eq!(Role::from_option(Some("figures")), Ok(Role::Figures));
         assert!(Role::from_option(Some("Peer")).is_err() && Role::from_option(None).is_err());
