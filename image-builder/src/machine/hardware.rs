@@ -34,7 +34,7 @@ pub enum DiskBus {
     Virtio,
     /// NVMe: a controller for each disk
     Nvme,
-    /// AHCI: one controller for all disks
+    /// AHCI: a controller for each disk, one of them the chipset's own if it has one
     Ahci,
 }
 
@@ -56,14 +56,6 @@ impl Chipset {
         match self {
             Chipset::Pc => "pc",
             Chipset::Q35 => "q35",
-        }
-    }
-
-    /// Name of the AHCI controller's bus for disks.
-    pub(super) fn ahci(self) -> &'static str {
-        match self {
-            Chipset::Pc => "ahci",
-            Chipset::Q35 => "ide",
         }
     }
 }

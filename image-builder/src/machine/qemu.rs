@@ -110,8 +110,8 @@ impl Disk {
     }
 }
 
-/// Name of a disk's block device; a name of its own, because some words mean something to QEMU.
-fn node(name: &str) -> String {
+/// Name of the block device of the disk with this name; a name of its own, because some words mean something to QEMU.
+pub fn node(name: &str) -> String {
     format!("disk-{name}")
 }
 
@@ -218,13 +218,11 @@ impl Machine {
             let device = format!("{nic}{},id=nic,netdev=net,mac={MACHINE_MAC},romfile=", self.dma(nic));
             add(&["-netdev", &netdev, "-device", &device]);
         }
-        if self.disk_bus == DiskBus::Ahci && self.chipset == Chipset::Pc && !self.disks.is_empty() {
-            // This PC has none of its own.
-            add(&["-device", "ich9-ahci,id=ahci"]);
-        }
         for (index, disk) in self.disks.iter().enumerate() {
-            let device = self.disk_device(disk, index).into();
-            arguments.extend(["-blockdev".into(), disk.blockdev(), "-device".into(), device]);
+            arguments.extend(["-blockdev".into(), disk.blockdev()]);
+            for device in self.disk_devices(disk, index) {
+                arguments.extend(["-device".into(), device.into()]);
+            }
         }
         if let Some(socket) = &self.qmp {
             let mut place = OsString::from("unix:");
@@ -237,24 +235,32 @@ impl Machine {
         arguments
     }
 
-    /// The device of a disk, the `index`-th.
-    fn disk_device(&self, disk: &Disk, index: usize) -> String {
+    /// The devices of a disk, the `index`-th.
+    fn disk_devices(&self, disk: &Disk, index: usize) -> Vec<String> {
         let names = format!("drive={},id={1},serial={1}", node(&disk.name), disk.name);
         // Errors are the system's to deal with; by itself QEMU would stop the machine when the host's disk is full. Its NVMe
         // knows no other way than to report them.
         let report = "werror=report,rerror=report";
-        let mut device = match self.disk_bus {
+        let (controller, mut device) = match self.disk_bus {
             DiskBus::Virtio => {
-                format!("virtio-blk-pci,{names},disable-legacy=on{},{report}", self.dma("virtio-blk-pci"))
+                let device = format!("virtio-blk-pci,{names},disable-legacy=on{},{report}", self.dma("virtio-blk-pci"));
+                (None, device)
             }
-            DiskBus::Nvme => format!("nvme,{names}"),
-            DiskBus::Ahci => format!("ide-hd,{names},bus={}.{index},{report}", self.chipset.ahci()),
+            DiskBus::Nvme => (None, format!("nvme,{names}")),
+            // The chipset's own controller comes last on the PCI bus.
+            DiskBus::Ahci if self.chipset == Chipset::Q35 && index + 1 == self.disks.len() => {
+                (None, format!("ide-hd,{names},bus=ide.0,{report}"))
+            }
+            DiskBus::Ahci => {
+                let bus = format!("ahci-{}", disk.name);
+                (Some(format!("ich9-ahci,id={bus}")), format!("ide-hd,{names},bus={bus}.0,{report}"))
+            }
         };
         for property in &disk.device {
             device += ",";
             device += property;
         }
-        device
+        controller.into_iter().chain([device]).collect()
     }
 
     /// Virtio devices of QEMU pass an IOMMU by, unless they are told.
@@ -417,11 +423,13 @@ mod tests {
             Machine { chipset, nic, disk_bus, iommu, disks: disks.clone(), ..machine() }.command_line()
         };
         let q35 = line(Chipset::Q35, Nic::E1000e, DiskBus::Ahci, false);
-        for part in ["-device e1000e,id=nic,netdev=net", "ide-hd,drive=disk-b,id=b,serial=b,bus=ide.1,"] {
+        for part in
+            ["-device e1000e,id=nic,netdev=net", "ide-hd,drive=disk-b,id=b,serial=b,bus=ide.0,", "bus=ahci-a.0,"]
+        {
             assert!(q35.contains(part), "{part} is missing: {q35}");
         }
         let pc = line(Chipset::Pc, Nic::Rtl8139, DiskBus::Ahci, false);
-        for part in ["-machine pc ", "rtl8139,id=nic,netdev=net", "-device ich9-ahci,id=ahci ", "bus=ahci.0,"] {
+        for part in ["-machine pc ", "rtl8139,id=nic,netdev=net", "-device ich9-ahci,id=ahci-b ", "bus=ahci-b.0,"] {
             assert!(pc.contains(part), "{part} is missing: {pc}");
         }
         let nvme = line(Chipset::Pc, Nic::E1000, DiskBus::Nvme, false);

@@ -9,8 +9,10 @@ use std::time::{Duration, Instant};
 use miette::{IntoDiagnostic, Result, miette};
 use serde_json::{Value, json};
 
+use super::qemu;
+
 /// How long QEMU may take to open the socket, and to answer.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A connection.
 #[derive(Debug)]
@@ -72,11 +74,31 @@ impl Qmp {
 
     /// Lets a disk move so many bytes a second; 0: as many as it can.
     pub fn throttle(&mut self, disk: &str, bytes_per_second: u64) -> Result<()> {
-        // The device that has the disk is a part of the PCI device of that name.
-        let id = format!("/machine/peripheral/{disk}/virtio-backend");
+        // Which device has the disk depends on its bus.
+        let (blocks, node) = (self.execute("query-block", json!({}))?, qemu::node(disk));
+        let found = blocks.as_array().into_iter().flatten().find(|block| block["inserted"]["node-name"] == node);
+        let id = found.map(|block| &block["qdev"]).ok_or_else(|| miette!("the machine has no disk `{disk}`"))?;
         let arguments = json!({
             "id": id, "bps": bytes_per_second, "bps_rd": 0, "bps_wr": 0, "iops": 0, "iops_rd": 0, "iops_wr": 0,
         });
         self.execute("block_set_io_throttle", arguments).map(drop)
+    }
+
+    /// Takes a PCI device's registers away, as if somebody had pulled it out.
+    pub fn vanish(&mut self, device: &str) -> Result<()> {
+        let buses = self.execute("query-pci", json!({}))?;
+        let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+        let devices: Vec<Value> = list(&buses).iter().flat_map(|bus| list(&bus["devices"])).collect();
+        let found = devices.iter().find(|found| found["qdev_id"] == device);
+        let number = |key: &str| found.and_then(|found| found[key].as_u64());
+        let (Some(slot), Some(function)) = (number("slot"), number("function")) else {
+            return Err(miette!("the machine has no PCI device `{device}`"));
+        };
+        // The command register, through the ports that firmware uses: nothing is decoded any more, and no bus is mastered.
+        let register = 1 << 31 | slot << 11 | function << 8 | 4;
+        for line in [format!("o/4 0xcf8 {register:#x}"), "o/2 0xcfc 0x0".into()] {
+            self.execute("human-monitor-command", json!({ "command-line": line }))?;
+        }
+        Ok(())
     }
 }
