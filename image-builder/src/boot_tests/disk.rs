@@ -14,70 +14,81 @@ use super::harness::Context;
 use crate::machine::disk::Image;
 use crate::machine::faults::{Faults, Kind};
 use crate::machine::power::{Chance, Fate};
-use crate::machine::qemu::Machine;
+use crate::machine::qemu::{DiskBus, Machine};
 use crate::machine::qmp::Qmp;
 use crate::machine::serial::Line;
 
 pub(super) const TESTS: &[BootTest] = &[
+    test(
+        "disk",
+        "two disks are written, flushed, read and zeroed; the host finds everything where it should be, and nothing else",
+        |context| disk(context, DiskBus::Virtio),
+    ),
+    test(
+        "disk-plain",
+        "the same, by a device that interrupts by its line, and one that has no cache and zeroes nothing by itself",
+        plain,
+    ),
+    test(
+        "disk-kill",
+        "drivers and clients of disks are killed under load: every request is answered, everything is right",
+        |context| kill(context, DiskBus::Virtio),
+    ),
+    test(
+        "disk-errors",
+        "a disk fails some reads, writes and flushes: they are answered so, and everything else is right",
+        |context| errors(context, DiskBus::Virtio),
+    ),
+    test(
+        "disk-stall",
+        "a disk does not answer for a while: requests time out, the other disk goes on, and it works again afterwards",
+        |context| stall(context, DiskBus::Virtio),
+    ),
+    test(
+        "disk-gone",
+        "a disk is pulled out: its requests fail, the log says so, and the other disk goes on",
+        |context| gone(context, DiskBus::Virtio),
+    ),
+    test("disk-nvme", "`disk` with NVMe disks", |context| disk(context, DiskBus::Nvme)),
+    test("disk-nvme-plain", "`disk` with NVMe disks of other properties", plain_nvme),
+    test("disk-nvme-kill", "`disk-kill` with NVMe disks", |context| kill(context, DiskBus::Nvme)),
+    test("disk-nvme-errors", "`disk-errors` with NVMe disks", |context| errors(context, DiskBus::Nvme)),
+    test("disk-nvme-stall", "`disk-stall` with NVMe disks", |context| stall(context, DiskBus::Nvme)),
+    test("disk-nvme-gone", "`disk-gone` with NVMe disks", |context| gone(context, DiskBus::Nvme)),
+    test("disk-ahci", "`disk` with SATA disks", |context| disk(context, DiskBus::Ahci)),
+    test("disk-ahci-kill", "`disk-kill` with SATA disks", |context| kill(context, DiskBus::Ahci)),
+    test("disk-ahci-errors", "`disk-errors` with SATA disks", |context| errors(context, DiskBus::Ahci)),
+    test("disk-ahci-stall", "`disk-stall` with SATA disks", |context| stall(context, DiskBus::Ahci)),
+    test("disk-ahci-gone", "`disk-gone` with SATA disks", |context| gone(context, DiskBus::Ahci)),
+    test(
+        "disk-power",
+        "the power is cut at random moments, and disks forget what was not flushed: all that was flushed is there",
+        |context| power(context, 6),
+    ),
     BootTest {
-        name: "disk",
-        about: "two disks are written, flushed, read and zeroed; the host finds everything where it should be, and nothing else",
-        limit: Duration::from_secs(120),
-        long: false,
-        run: disk,
-    },
-    BootTest {
-        name: "disk-plain",
-        about: "the same, by a device that interrupts by its line, and one that has no cache and zeroes nothing by itself",
-        limit: Duration::from_secs(120),
-        long: false,
-        run: plain,
-    },
-    BootTest {
-        name: "disk-kill",
-        about: "drivers and clients of disks are killed under load: every request is answered, everything is right",
-        limit: Duration::from_secs(120),
-        long: false,
-        run: kill,
-    },
-    BootTest {
-        name: "disk-errors",
-        about: "a disk fails some reads, writes and flushes: they are answered so, and everything else is right",
-        limit: Duration::from_secs(120),
-        long: false,
-        run: errors,
-    },
-    BootTest {
-        name: "disk-stall",
-        about: "a disk does not answer for a while: requests time out, the other disk goes on, and it works again afterwards",
-        limit: Duration::from_secs(120),
-        long: false,
-        run: stall,
-    },
-    BootTest {
-        name: "disk-power",
-        about: "the power is cut at random moments, and disks forget what was not flushed: all that was flushed is there",
-        limit: Duration::from_secs(120),
-        long: false,
-        run: |context| power(context, 6),
-    },
-    BootTest {
-        name: "disk-power-long",
-        about: "the same, many times",
         limit: Duration::from_secs(1200),
         long: true,
-        run: |context| power(context, 200),
+        ..test("disk-power-long", "the same, many times", |context| power(context, 200))
     },
-    BootTest {
-        name: "disk-damage",
-        about: "disks with damaged partition tables, without any, missing, or read-only: said so, and nothing is written",
-        limit: Duration::from_secs(120),
-        long: false,
-        run: damage,
-    },
+    test(
+        "disk-damage",
+        "disks with damaged partition tables, without any, missing, or read-only: said so, and nothing is written",
+        damage,
+    ),
 ];
 
+const fn test(name: &'static str, about: &'static str, run: fn(&mut Context<'_>) -> Result<()>) -> BootTest {
+    BootTest { name, about, limit: Duration::from_secs(120), long: false, run }
+}
+
 const SYSTEM: &str = "disk";
+
+/// Attaches all disks by this bus, and writes the host's blocks.
+fn prepare_on(bus: DiskBus, machine: &mut Machine) -> Result<()> {
+    machine.disk_bus = bus;
+    prepare(machine)
+}
+
 /// As in the system file: blocks of both areas, and those that the host writes.
 const AREA: u64 = 1024;
 const AREA1: u64 = 100;
@@ -147,9 +158,9 @@ fn count(line: &str, word: &str) -> Option<u64> {
     line.split_once(&format!(" {word}"))?.0.rsplit(' ').next()?.parse().ok()
 }
 
-fn disk(context: &mut Context<'_>) -> Result<()> {
+fn disk(context: &mut Context<'_>, bus: DiskBus) -> Result<()> {
     let (system, built) = context.build(Some(SYSTEM))?;
-    context.boot_changed(&system, &built, |_, machine| prepare(machine))?;
+    context.boot_changed(&system, &built, |_, machine| prepare_on(bus, machine))?;
     context.line(0, &["check: 64 blocks are as the host wrote them"])?;
     context.line(0, &["disk1: no swap partition, which `lost` is to have"])?;
     context.line(0, &["lost: the disk cannot be opened: the disk has no such partition"])?;
@@ -175,11 +186,22 @@ fn plain(context: &mut Context<'_>) -> Result<()> {
     nothing_failed(&finish(context)?)
 }
 
-fn kill(context: &mut Context<'_>) -> Result<()> {
+/// A device that takes just as much at once as is needed, and one with a single interrupt.
+fn plain_nvme(context: &mut Context<'_>) -> Result<()> {
     let (system, built) = context.build(Some(SYSTEM))?;
-    context.boot_changed(&system, &built, |_, machine| prepare(machine))?;
+    context.boot_changed(&system, &built, |_, machine| {
+        machine.disks[0].device.push("mdts=4".into());
+        machine.disks[1].device.push("msix_qsize=1".into());
+        prepare_on(DiskBus::Nvme, machine)
+    })?;
+    nothing_failed(&finish(context)?)
+}
+
+fn kill(context: &mut Context<'_>, bus: DiskBus) -> Result<()> {
+    let (system, built) = context.build(Some(SYSTEM))?;
+    context.boot_changed(&system, &built, |_, machine| prepare_on(bus, machine))?;
     // With the platform server, what it knows of who has which disk is gone.
-    for victim in ["virtio-blk", "disk1", "virtio-blk", "check", "platform", "disk1", "check1", "virtio-blk"] {
+    for victim in ["disk0", "disk1", "disk0", "check", "platform", "disk1", "check1", "disk0"] {
         let now = context.running()?.serial.position();
         context.line(now, &["check: generation"])?;
         let position = context.command(&format!("kill {victim}"))?;
@@ -194,30 +216,34 @@ fn kill(context: &mut Context<'_>) -> Result<()> {
     nothing_failed(&counts)
 }
 
-/// Has the first disk fail reads and writes of these blocks of the partition once each, and a flush.
-fn fail_once(path: &Path, image: &Image, reads: &[u64], writes: &[u64]) -> Result<()> {
+/// Has the first disk fail reads and writes of these blocks of the partition so many times each, and a flush once.
+fn fail(path: &Path, image: &Image, reads: &[u64], writes: &[u64], times: usize) -> Result<()> {
     let start = image.first_sector(Partition::Scratch)?;
     let sector = |block: &u64| start + block * (BLOCK as u64 / 512);
     let mut faults = Faults::default();
-    reads.iter().map(sector).map(Kind::Read).for_each(|kind| faults.add(kind, true));
-    writes.iter().map(sector).map(Kind::Write).for_each(|kind| faults.add(kind, true));
+    for _ in 0..times {
+        reads.iter().map(sector).map(Kind::Read).for_each(|kind| faults.add(kind, true));
+        writes.iter().map(sector).map(Kind::Write).for_each(|kind| faults.add(kind, true));
+    }
     faults.add(Kind::Flush, true);
     faults.write(path)
 }
 
-fn errors(context: &mut Context<'_>) -> Result<()> {
+fn errors(context: &mut Context<'_>, bus: DiskBus) -> Result<()> {
     let (system, built) = context.build(Some(SYSTEM))?;
     let path = context.folder().join("faults");
     let (reads, writes) = ([77, 600], [0, 500, 1023]);
     context.boot_changed(&system, &built, |_, machine| {
-        prepare(machine)?;
-        fail_once(&path, &first(machine)?, &reads, &writes)?;
+        prepare_on(bus, machine)?;
+        // What fails among queued commands is tried once more by the driver of SATA disks.
+        fail(&path, &first(machine)?, &reads, &writes, if bus == DiskBus::Ahci { 2 } else { 1 })?;
         machine.disks[0].faults = Some(path.clone());
         Ok(())
     })?;
     let counts = finish(context)?;
     let failed = count(&counts, "failed");
     let wanted = (reads.len() + writes.len()) as u64 + 1;
+    context.line(0, &["disk0:", "requests have failed"])?;
     // A request that fails takes with it those that QEMU has merged with it.
     if failed.is_none_or(|failed| failed < wanted) {
         return Err(miette!("at least {wanted} requests should have failed: {counts}"));
@@ -225,17 +251,18 @@ fn errors(context: &mut Context<'_>) -> Result<()> {
     Ok(())
 }
 
-fn stall(context: &mut Context<'_>) -> Result<()> {
+fn stall(context: &mut Context<'_>, bus: DiskBus) -> Result<()> {
     let (system, built) = context.build(Some(SYSTEM))?;
     let socket = context.socket()?;
     context.boot_changed(&system, &built, |_, machine| {
         machine.qmp = Some(socket.clone());
-        prepare(machine)
+        prepare_on(bus, machine)
     })?;
     let mut qmp = Qmp::connect(&socket)?;
     context.line(0, &["check: generation 2 is right"])?;
-    qmp.throttle("first", 1)?;
-    let reset = context.line(0, &["virtio-blk:", "not answered within 2 s; the device was reset"])?;
+    // QEMU's AHCI waits in a reset for what is under way: it must end some time.
+    qmp.throttle("first", if bus == DiskBus::Ahci { 60_000 } else { 1 })?;
+    let reset = context.line(0, &["disk0:", "not answered within 2 s; the device was reset"])?;
     // The other disk does not care.
     context.line(0, &["check1: all is checked"])?;
     if context.running()?.serial.since(0).iter().any(|line| line.text.contains("check: all is checked")) {
@@ -247,6 +274,24 @@ fn stall(context: &mut Context<'_>) -> Result<()> {
         return Err(miette!("after `{}`: {counts}", reset.text));
     }
     Ok(())
+}
+
+/// The first disk's controller is pulled out.
+fn gone(context: &mut Context<'_>, bus: DiskBus) -> Result<()> {
+    let (system, built) = context.build(Some(SYSTEM))?;
+    let socket = context.socket()?;
+    context.boot_changed(&system, &built, |_, machine| {
+        machine.qmp = Some(socket.clone());
+        prepare_on(bus, machine)
+    })?;
+    let mut qmp = Qmp::connect(&socket)?;
+    context.line(0, &["check: generation 2 is right"])?;
+    qmp.vanish(if bus == DiskBus::Ahci { "ahci-first" } else { "first" })?;
+    context.line(0, &["disk0: no answer within 2 s, and the device is lost:"])?;
+    context.line(0, &["disk0:", "requests have failed"])?;
+    context.line(0, &["check1: all is checked"])?;
+    contents(&context.image("second"), Partition::Vdisk, AREA1, 0)?;
+    context.healthy()
 }
 
 /// Cuts the power at a random moment of each of so many boots.
@@ -314,7 +359,7 @@ fn damage(context: &mut Context<'_>) -> Result<()> {
         prepare(machine)?;
         change(&first(machine)?, |bytes| bytes[1024 + 32] ^= 1)
     })?;
-    context.line(0, &["virtio-blk: the first partition table is damaged (the checksum of the entries is wrong)"])?;
+    context.line(0, &["disk0: the first partition table is damaged (the checksum of the entries is wrong)"])?;
     context.line(0, &["check1: all is checked"])?;
     context.line(0, &["check: all is checked"])?;
     // The system has left the damage alone. The host's reader wants a whole table.
@@ -330,7 +375,7 @@ fn damage(context: &mut Context<'_>) -> Result<()> {
             bytes[last] ^= 1;
         })
     })?;
-    context.line(0, &["virtio-blk: no partition table (no GPT signature; backup: no GPT signature)"])?;
+    context.line(0, &["disk0: no partition table (no GPT signature; backup: no GPT signature)"])?;
     context.line(0, &["check: the disk cannot be opened: the disk has no such partition"])?;
     context.line(0, &["disk1: no device:"])?;
     context.line(0, &["check1: the disk cannot be opened: there is no disk"])?;
@@ -342,7 +387,7 @@ fn damage(context: &mut Context<'_>) -> Result<()> {
         machine.disks[0].read_only = true;
         Ok(())
     })?;
-    context.line(0, &["virtio-blk: disk of 64 MiB", "read-only"])?;
+    context.line(0, &["disk0: disk of 64 MiB", "read-only"])?;
     context.line(0, &["check: 64 blocks are as the host wrote them"])?;
     context.line(0, &["check: panicked", "the disk cannot be written"])?;
     context.healthy()
