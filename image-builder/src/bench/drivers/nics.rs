@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use miette::{Result, miette};
 
-use crate::bench::result::{self, Better, Measurement};
-use crate::bench::{build, measurement};
+use super::over_virtio;
+use crate::bench::build;
+use crate::bench::result::{self, Measurement};
 use crate::interrupt;
 use crate::machine::qemu::Nic;
 use crate::machine::{Running, is_last_word};
@@ -45,15 +46,9 @@ pub(super) fn measure(session: &mut Session) -> Result<Vec<Measurement>> {
     }
     let (usual, others) = all.split_at(COUNT);
     let compared = others.chunks(COUNT).flat_map(|of_card| of_card.iter().zip(usual));
-    let over: Vec<_> = compared.map(|(result, usual)| over_virtio(result, usual)).collect();
+    let over: Vec<_> = compared.map(|(result, usual)| over_virtio("packet-over-virtio", result, usual)).collect();
     all.extend(over);
     Ok(all)
-}
-
-/// A result in percent of another one, under the same conditions.
-fn over_virtio(result: &Measurement, usual: &Measurement) -> Measurement {
-    let percent = result.value / usual.value * 100.0;
-    Measurement { params: result.params.clone(), ..measurement("packet-over-virtio", percent, "%", Better::Lower, "") }
 }
 
 fn card(session: &mut Session, nic: Nic, program: &str, pci: &str) -> Result<Vec<Measurement>> {
@@ -87,13 +82,15 @@ fn card(session: &mut Session, nic: Nic, program: &str, pci: &str) -> Result<Vec
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bench::measurement;
+    use crate::bench::result::Better;
 
     #[test]
     fn cards_are_compared_under_the_same_conditions() {
         let of = |value, card: &str| {
             measurement("packet-instructions", value, "instructions", Better::Lower, &format!("card={card} batch=8"))
         };
-        let over = over_virtio(&of(230.0, "e1000"), &of(200.0, "virtio"));
+        let over = over_virtio("packet-over-virtio", &of(230.0, "e1000"), &of(200.0, "virtio"));
         assert_eq!((over.name.as_str(), over.value.round(), over.unit.as_str()), ("packet-over-virtio", 115.0, "%"));
         assert_eq!(over.params["card"], "e1000");
     }
