@@ -207,9 +207,11 @@ impl IoApics {
         let Some(apic) = self.known.iter().flatten().find(has).copied() else { return false };
         let line = number - apic.first;
         let entry = u32::from(vector) | u32::from(low) << 13 | u32::from(level) << 15 | u32::from(masked) << 16;
-        // Masked while the other half is written, but not made edge-triggered: a line that is asserted meanwhile would be lost.
-        apic.write(0x10 + 2 * line, MASKED | entry);
-        apic.write(0x11 + 2 * line, u32::from(to) << 24);
+        // Whether it is level-triggered never changes, not for a moment: a line that is asserted meanwhile would not be heard. Where it goes
+        // matters once it is unmasked, and is always the same.
+        if !masked {
+            apic.write(0x11 + 2 * line, u32::from(to) << 24);
+        }
         apic.write(0x10 + 2 * line, entry);
         true
     }
