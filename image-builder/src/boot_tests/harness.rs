@@ -157,8 +157,8 @@ impl<'a> Context<'a> {
         let machine = Bochs { image: file, memory: system.memory.0.div_ceil(1 << 20), network };
         let command = machine.command(&self.folder)?;
         let log = self.next_log();
-        self.running = Some(Running::launch(command, &log, Box::new(|_| {}))?);
-        Ok(())
+        let running = self.running.insert(Running::launch(command, &log, Box::new(|_| {}))?);
+        running.send(bochs::GO)
     }
 
     /// Waits until the machine has switched itself off.

@@ -26,6 +26,9 @@ pub struct Bochs {
     pub network: Network,
 }
 
+/// What to type first: Debian's Bochs is a debugger, too, and waits. Others pay no attention.
+pub const GO: &[u8] = b"c\n";
+
 impl Bochs {
     /// Writes its configuration into a folder. The answer starts it; the serial line is its standard output.
     pub fn command(&self, folder: &Path) -> Result<Command> {
@@ -61,6 +64,7 @@ impl Bochs {
              {nic}\
              ata0-master: type=cdrom, path=\"{image}\", status=inserted\n\
              boot: cdrom\n\
+             speaker: enabled=0\n\
              com1: enabled=1, mode=file, dev=/dev/stdout\n\
              clock: sync=none\n\
              log: {log}\n\

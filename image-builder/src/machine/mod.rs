@@ -104,7 +104,7 @@ impl Running {
                 for line in BufReader::new(errors).lines().map_while(|line| line.ok()) {
                     // That is us, ending it.
                     if !line.contains("terminating on signal") {
-                        eprintln!("QEMU: {line}");
+                        eprintln!("{emulator}: {line}");
                     }
                 }
             }));
