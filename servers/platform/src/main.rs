@@ -58,8 +58,9 @@ fn start(startup: &Startup) -> Server {
     };
     let io = Io { devices, ports: devices + 2 };
     let authority = devices + 1;
-    // What the operator need not be told all again.
-    let first = startup.incarnation == 0;
+    // What the operator need not be told all again, and which devices are in use. An earlier life may have ended before that.
+    let memo = memory::shared(memo::NAME).map(Memo);
+    let first = memo.map_or(startup.incarnation == 0, |memo| !memo.has_served());
     let tables = Tables::find(&io, startup.rsdp).unwrap_or_else(|why| {
         server_runtime::log!("no ACPI tables ({why}); going on with the defaults of a PC of old");
         Tables::default()
@@ -72,7 +73,7 @@ fn start(startup: &Startup) -> Server {
         match hypercall::io_apic_add(authority, io_apic.address, io_apic.first) {
             Ok(()) => {}
             // After a restart of this server the kernel knows it already.
-            Err(_) if !first => {}
+            Err(_) if startup.incarnation > 0 => {}
             Err(error) => server_runtime::log!("I/O APIC at {:#x}: {error}", io_apic.address),
         }
     }
@@ -95,7 +96,7 @@ fn start(startup: &Startup) -> Server {
     if let Some(online) = processors::start(&mut pc, processors) {
         server_runtime::log!("{online} processors run domains");
     }
-    let findings = findings(io, &tables, &found, startup.incarnation);
+    let findings = findings(io, &tables, &found, memo, startup.incarnation);
     let Findings { sleep, routes } = findings;
     let dmar = tables.get(b"DMAR").map(|table| Dmar::read(table, &found.bridges)).unwrap_or_default();
     let mut platform = Platform::new(pc, routing, routes, found, &startup.clients, !first);
@@ -110,6 +111,9 @@ fn start(startup: &Startup) -> Server {
     }
     if first && platform.is_confined() {
         server_runtime::log!("IOMMU: {units} units; drivers' devices reach their drivers' shared memories only");
+    }
+    if let Some(memo) = memo {
+        memo.serve();
     }
     Server { platform, fadt, sleep, wall_clock }
 }
@@ -131,7 +135,7 @@ fn iommu(io: Io, dmar: &Dmar, startup: &Startup) -> Result<Iommu, String> {
     };
     let units = dmar.units.iter().map(unit).collect::<Result<_, _>>();
     let units = units.map_err(|error| alloc::format!("IOMMU: its registers cannot be mapped ({error})"))?;
-    Iommu::new(units, &dmar.reserved, memory, startup.incarnation == 0).map_err(|why| alloc::format!("IOMMU: {why}"))
+    Iommu::new(units, &dmar.reserved, memory).map_err(|why| alloc::format!("IOMMU: {why}"))
 }
 
 /// A line about a device.
@@ -157,11 +161,10 @@ fn routing(tables: &Tables) -> Routing {
 }
 
 /// What the firmware's program says, from the memory of this server's earlier lives if there were any.
-fn findings(io: Io, tables: &Tables, found: &Found, incarnation: u32) -> Findings {
+fn findings(io: Io, tables: &Tables, found: &Found, memo: Option<Memo>, incarnation: u32) -> Findings {
     if tables.get(b"DSDT").is_none() {
         return Findings::default();
     }
-    let memo = memory::shared(memo::NAME).map(Memo);
     let before = match &memo {
         Some(memo) => memo.read(),
         // Without a memory, any earlier life may have ended by it.

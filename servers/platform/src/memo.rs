@@ -10,10 +10,11 @@ use server_runtime::mmio::Region;
 /// Name of the shared memory in the system file.
 pub const NAME: &str = "platform";
 
-/// Offsets of state and of length; what was found follows.
+/// Offsets of state, of length, and of whether anybody was ever served; what was found follows.
 const STATE: usize = 0;
 const LENGTH: usize = 4;
-const BYTES: usize = 8;
+const SERVED: usize = 8;
+const BYTES: usize = 12;
 /// States; the memory begins as zeros.
 const TRIED: u32 = u32::from_le_bytes(*b"try!");
 const DONE: u32 = u32::from_le_bytes(*b"done");
@@ -61,6 +62,16 @@ impl Memo {
         }
     }
 
+    /// Whether an earlier life came so far that it served drivers.
+    pub fn has_served(&self) -> bool {
+        self.0.read_u32(SERVED) != 0
+    }
+
+    /// Drivers are served from here on.
+    pub fn serve(&self) {
+        self.0.write_u32(SERVED, 1);
+    }
+
     /// It has come to an end, with what was noted last.
     pub fn end(&self) {
         self.0.write_u32(STATE, DONE);
@@ -94,6 +105,9 @@ mod tests {
         memo.so_far(&findings(256));
         memo.end();
         assert_eq!(memo.read(), Before::Done(findings(256)));
+        assert!(!memo.has_served());
+        memo.serve();
+        assert_eq!((memo.has_served(), memo.read()), (true, Before::Done(findings(256))));
         memo.so_far(&findings(2000));
         memo.end();
         assert_eq!(memo.read(), Before::Tried(Findings::default()));

@@ -852,7 +852,7 @@ mod tests {
         let mut platform = platform([Mock::virtio_net(3)]);
         platform.clients[0].startup.shared = Vec::from([(0x100, 3), (0x9000, 1)]);
         let memory = server_runtime::mmio::Region::of(std::vec![0; 8 * 512].leak());
-        platform.confine(Iommu::new(Vec::new(), &[], (memory, 0x100_0000), true).unwrap());
+        platform.confine(Iommu::new(Vec::new(), &[], (memory, 0x100_0000)).unwrap());
         // Top, two below it, and a context table.
         let used = |platform: &Platform<Machine>| platform.iommu.as_ref().unwrap().pages();
         assert_eq!(used(&platform), 1);

@@ -35,12 +35,11 @@ pub struct Iommu {
 
 impl Iommu {
     /// Begins to translate: from here on nobody's device reaches anything, but those that firmware goes on using. `memory`, at a physical address:
-    /// for the tables. `fresh`: not a restart of this server; else devices keep what they have.
+    /// for the tables. If the units use them already, from an earlier life of this server, devices keep what they have.
     pub fn new(
         units: Vec<Unit>,
         reserved: &[(PciAddress, Range<u64>)],
         (memory, physical): (Region, u64),
-        fresh: bool,
     ) -> Result<Iommu, String> {
         let has = |levels: &u32| units.iter().all(|unit| unit.has_levels(*levels));
         let levels = [3, 4].into_iter().find(has).ok_or("it has neither 3 nor 4 levels of tables")?;
@@ -49,6 +48,7 @@ impl Iommu {
             return Err("it tells too few domains apart".to_string());
         }
         let coherent = units.iter().all(Unit::is_coherent);
+        let fresh = !units.iter().all(|unit| unit.translates(physical)) || units.is_empty();
         let mut tables = Tables::new(memory, physical, levels, coherent, fresh);
         let reserved: Vec<_> = reserved.iter().map(|(device, frames)| (location(*device), frames.clone())).collect();
         if fresh {

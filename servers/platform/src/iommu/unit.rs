@@ -114,6 +114,11 @@ impl Unit {
         self.registers.write_u32(COMMAND, lasting & !clear | set);
     }
 
+    /// Whether it translates by the tables at this physical address.
+    pub fn translates(&self, root: u64) -> bool {
+        self.registers.read_u32(STATUS) & TRANSLATE != 0 && self.registers.read_u64(ROOT) == root
+    }
+
     /// Translates by the tables at this physical address from here on.
     pub fn enable(&self, root: u64) -> Result<(), Stuck> {
         // Firmware may have it take its commands from a queue; here there is none.
