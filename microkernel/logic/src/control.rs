@@ -20,7 +20,7 @@ use protocol::{
 /// Page tables that one step of a reset or destruction gives up.
 const TABLES_AT_ONCE: u32 = 16;
 /// Clients and events that one step deals with.
-const CLIENTS_AT_ONCE: u32 = 64;
+pub(crate) const CLIENTS_AT_ONCE: u32 = 64;
 
 impl<M: Machine> Kernel<M> {
     /// Makes a stopped domain of two free frames. Also used at boot, for the first one.

@@ -7,6 +7,7 @@
 use crate::{
     Frame, Kernel, Machine, NO_FRAME,
     block::{DomainRef, State, Trap},
+    control::CLIENTS_AT_ONCE,
     kernel::{Outcome, Stop},
     lists::{self, Through},
     paging::UserRange,
@@ -29,7 +30,17 @@ impl<M: Machine> Kernel<M> {
         let (is_vm, instruction) = (block.is_vm(), block.registers.rip);
         if self.post(me, TRAP_QUEUE).is_err() && !is_vm {
             self.machine.report_unhandled(kind, code, address, instruction);
+            // Nobody will start it again: who waits for it must not wait for ever.
+            self.fail_clients(me, CLIENTS_AT_ONCE);
         }
+    }
+
+    /// Whether a domain has trapped or ended for good, there being nobody to handle it.
+    pub(crate) fn is_lost(&self, frame: Frame) -> bool {
+        let block = self.machine.block(frame);
+        let handler = block.services[usize::from(TRAP_QUEUE)];
+        matches!(block.state(), State::Trapped | State::Stopped)
+            && (handler.frame == NO_FRAME || !self.frames.is_block(handler.frame, handler.generation))
     }
 
     /// Puts a domain into the queue of the service behind one of its four events.

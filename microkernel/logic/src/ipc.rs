@@ -45,7 +45,7 @@ impl<M: Machine> Kernel<M> {
             self.machine.block_mut(me).slots[slot].incarnation = now;
             return Err(Error::Gone);
         }
-        if matches!(block.state(), State::Resetting | State::Dying) {
+        if matches!(block.state(), State::Resetting | State::Dying) || self.is_lost(peer) {
             return Err(Error::Gone);
         }
         Ok((peer, badge))

@@ -83,6 +83,23 @@ fn a_server_without_a_handler_is_reported() {
 }
 
 #[test]
+fn nobody_waits_for_a_server_that_is_lost() {
+    let mut world = World::new();
+    let (server, waiting, late) = (world.server(), world.server(), world.server());
+    world.connect(waiting, 0, server, 0, 0);
+    world.connect(late, 0, server, 0, 0);
+    let call = Request::message(Number::Call, 0, 0);
+    world.enter(waiting, call, 0, &[], 0);
+    assert_eq!(world.state(waiting), State::Calling);
+    world.run(server);
+    world.kernel.exception(13, 0, 0);
+    assert_eq!(world.state(waiting), State::Runnable);
+    assert_eq!(Reply(world.registers(waiting).rax).result(), Err(Error::Gone));
+    let registers = world.enter(late, call, 0, &[], 0);
+    assert_eq!((Reply(registers.rax).result(), world.state(late)), (Err(Error::Gone), State::Runnable));
+}
+
+#[test]
 fn collect_refuses_bad_buffers_and_loses_nothing() {
     let mut world = World::new();
     let (pager, vm) = (world.server(), world.vm());

@@ -144,6 +144,9 @@ fn callers_of_a_server_that_is_reset_are_told_once() {
     for client in [waiting, queued, later] {
         world.connect(client, 0, server, 0, 0);
     }
+    // Who handles it will start it again: that is worth waiting for.
+    let handler = crate::block::DomainRef { frame: init, generation: world.kernel.frames.generation(init) };
+    world.kernel.machine.block_mut(server).services[0] = handler;
     wait(&mut world, server);
     world.enter(waiting, CALL, 0, &[], 0);
     world.enter(queued, CALL, 0, &[], 0);
