@@ -10,7 +10,7 @@ use core::{
     cell::UnsafeCell,
     mem::MaybeUninit,
 };
-use microkernel_logic::paging::Table;
+use microkernel_logic::paging::{PAT, Table};
 use x86_64::{
     PrivilegeLevel, VirtAddr,
     instructions::{
@@ -19,7 +19,7 @@ use x86_64::{
     },
     registers::{
         control::{Cr0, Cr0Flags, Cr4, Cr4Flags, Efer, EferFlags},
-        model_specific::{GsBase, KernelGsBase, LStar, SFMask, Star},
+        model_specific::{GsBase, KernelGsBase, LStar, Msr, SFMask, Star},
         rflags::RFlags,
         segmentation::SegmentSelector,
     },
@@ -87,6 +87,8 @@ unsafe extern "C" {
     safe static top_table: Own<Table>;
 }
 
+/// The page attribute table.
+const IA32_PAT: u32 = 0x277;
 /// Bytes between the stubs of two vectors.
 const STUB: u64 = 16;
 
@@ -203,8 +205,8 @@ fn fill_idt(idt: &mut InterruptDescriptorTable) {
     }
 }
 
-/// Switches on the protection that the processor has: write protection, SMEP, SMAP, UMIP; and XSAVE, limited to what a
-/// control block has room for.
+/// Switches on the protection that the processor has: write protection, SMEP, SMAP, UMIP; write-combining; and XSAVE, limited to
+/// what a control block has room for.
 ///
 /// # Safety
 /// The kernel must be ready for it: no mapping of its own is reachable from ring 3.
@@ -227,6 +229,8 @@ unsafe fn protect() {
             flags.remove(Cr0Flags::EMULATE_COPROCESSOR);
         });
     }
+    // SAFETY: every processor with long mode has this register; the value changes only what nothing is mapped with yet.
+    unsafe { Msr::new(IA32_PAT).write(PAT) };
     if has_xsave() {
         // SAFETY: XCR0 exists since CR4.OSXSAVE; x87 and SSE always may be set, AVX where CPUID reports it.
         unsafe {

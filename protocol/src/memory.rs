@@ -44,6 +44,9 @@ bitflags! {
         const WRITE = 1;
         /// May be executed.
         const EXECUTE = 2;
+        /// Device memory: writes may be combined and come late, as a framebuffer wants it (write-combining, Intel SDM vol. 3, 13.3).
+        /// Refused for other memory.
+        const COMBINE = 4;
     }
 }
 

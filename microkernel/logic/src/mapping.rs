@@ -98,6 +98,9 @@ impl<M: Machine> Kernel<M> {
         let capability = self.slot(me, u64::from(slot))?;
         capability.require(Kind::Memory, rights)?;
         let device = capability.rights().contains(Rights::DEVICE);
+        if access.contains(Access::COMBINE) && !device {
+            return Err(Error::Denied);
+        }
         if !capability.holds(frame) || device != (self.frames.kind(frame) == FrameKind::Device) {
             return Err(Error::Denied);
         }

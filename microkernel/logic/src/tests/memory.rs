@@ -55,6 +55,23 @@ fn map_unmap_and_what_is_refused() {
 }
 
 #[test]
+fn only_devices_combine_writes() {
+    let mut world = World::new();
+    let server = world.server();
+    let (frame, table) = (u64::from(world.frame()), u64::from(world.frame()));
+    let at = BASE + (1 << 21);
+    let combined = |frame| operation(MapKind::Map, (Access::WRITE | Access::COMBINE).bits(), 1, at, frame);
+    let operations = [operation(MapKind::Table, 0, 1, at, table), combined(frame)];
+    assert_eq!(map(&mut world, server, Target::OWN, &operations), Err(Error::Denied));
+    let devices =
+        Capability::new(Kind::Memory, Rights::READ | Rights::WRITE | Rights::MAP | Rights::DEVICE, 0, u32::MAX);
+    world.kernel.machine.block_mut(server).slots[usize::from(ALL)] = devices;
+    assert_eq!(map(&mut world, server, Target::OWN, &[combined(u64::from(FRAMES))]), Ok(()));
+    let root = world.kernel.machine.block(server).root;
+    assert!(world.kernel.entry(root, at).is_device() && world.kernel.entry(root, at).is_writable());
+}
+
+#[test]
 fn long_work_is_cut_into_parts() {
     let mut world = World::new();
     let server = world.server();
