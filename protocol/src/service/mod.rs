@@ -32,6 +32,9 @@ pub mod label {
     pub const RESPONSE: u8 = 1;
     /// Request, without a session: how much of its heap the server has in use. Reply: [`RESPONSE`], with bytes as 8 bytes.
     pub const HEAP: u8 = 2;
+    /// Request, without a session: what the server has said on the kernel's debug line from this byte on, 8 bytes. Reply: [`RESPONSE`],
+    /// with where it goes on, 8 bytes, and the text, which may begin later if what was asked for is forgotten.
+    pub const JOURNAL: u8 = 3;
     /// Reply: the request could not be decoded.
     pub const MALFORMED: u8 = 2;
     /// Reply: the server was built from another version of the service.

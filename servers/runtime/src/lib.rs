@@ -17,6 +17,7 @@
 //! * [`run`] and [`Handler`]: the loop of a server: one request at a time, decoded and typed.
 //! * [`Client`]: calls of another server; opens the session, and opens it anew when the server was restarted.
 //! * [`log!`]: a line for the operator.
+//! * [`journal`]: what was said on the kernel's debug line, for the console's screen.
 //! * [`memory`], [`mmio`], [`slots`], [`clock`]: what a driver needs of its machine, so that it needs no `unsafe`.
 //! * [`budget`]: a share of the time for what VMs make a server do.
 //! * [`places`]: what a server keeps of each VM.
@@ -32,6 +33,7 @@ mod buffer;
 mod client;
 pub mod clock;
 mod heap;
+pub mod journal;
 mod log;
 pub mod mapping;
 pub mod memory;

@@ -1,6 +1,6 @@
 //! Log lines.
 
-use crate::state;
+use crate::{journal, state};
 use core::fmt::{Arguments, Write};
 use protocol::service::console::{Request, TEXT_MAX};
 
@@ -68,6 +68,7 @@ pub fn log(arguments: Arguments) {
     if let Some(slot) = state.debug {
         // Nothing more can be done for a line that the kernel refuses.
         let _ = hypercall::debug_write(slot, line.ended());
+        journal::note(line.ended());
     }
 }
 

@@ -19,6 +19,8 @@ pub enum Inbound<R> {
     Request(R),
     /// How much of the heap is in use?
     Heap,
+    /// What has the server said on the debug line from this byte on?
+    Journal(u64),
     /// Nonsense.
     Malformed,
 }
@@ -31,6 +33,9 @@ pub fn decode_inbound<'a, S: Service>(key: u64, label: u8, bytes: &'a [u8]) -> I
             Err(_) => Inbound::Malformed,
         },
         label::HEAP if bytes.is_empty() => Inbound::Heap,
+        label::JOURNAL => {
+            bytes.try_into().map_or(Inbound::Malformed, |from| Inbound::Journal(u64::from_le_bytes(from)))
+        }
         label::REQUEST => decode(bytes).map_or(Inbound::Malformed, Inbound::Request),
         _ => Inbound::Malformed,
     }
@@ -75,6 +80,12 @@ mod tests {
     fn anybody_may_ask_for_the_use_of_the_heap() {
         assert_eq!(decode_inbound::<Console>(7, label::HEAP, &[]), Inbound::Heap);
         assert_eq!(decode_inbound::<Console>(7, label::HEAP, &[0]), Inbound::Malformed);
+    }
+
+    #[test]
+    fn anybody_may_ask_for_the_journal() {
+        assert_eq!(decode_inbound::<Console>(7, label::JOURNAL, &[1, 1, 0, 0, 0, 0, 0, 0]), Inbound::Journal(257));
+        assert_eq!(decode_inbound::<Console>(7, label::JOURNAL, &[1]), Inbound::Malformed);
     }
 
     #[test]

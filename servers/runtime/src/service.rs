@@ -1,7 +1,7 @@
 //! The loop of a server.
 
 use crate::{
-    buffer, client, clock, heap,
+    buffer, client, clock, heap, journal,
     message::{self, Inbound},
 };
 use alloc::boxed::Box;
@@ -91,6 +91,7 @@ pub fn run<S: Service, H: Handler<S>>(mut handler: H) -> ! {
                         response[..8].copy_from_slice(&heap::used().to_le_bytes());
                         (label::RESPONSE, 8, None)
                     }
+                    Inbound::Journal(from) => (label::RESPONSE, journal::answer(from, &mut response), None),
                     Inbound::Malformed => (label::MALFORMED, 0, None),
                     Inbound::Request(request) => match handler.request(Caller { badge, token }, request) {
                         Answer::Now(value) => encode::<S>(&value, &mut response, None),
