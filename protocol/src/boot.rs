@@ -42,6 +42,7 @@ pub struct Extent {
 
 /// The screen as the boot loader left it. All zeros: there is none.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[cfg_attr(feature = "services", derive(serde::Serialize, serde::Deserialize))]
 #[repr(C)]
 pub struct Framebuffer {
     /// Physical address of its first byte; it lies within [`slot::DEVICES`].

@@ -8,7 +8,7 @@ mod table;
 pub use run::VMS_MAX;
 pub use table::VmTable;
 
-use crate::domain::Band;
+use crate::{boot::Framebuffer, domain::Band};
 use alloc::{string::String, vec::Vec};
 use core::fmt;
 use serde::{Deserialize, Serialize};
@@ -155,6 +155,8 @@ pub enum Resource {
     },
     /// The kernel's debug line.
     Debug,
+    /// The screen that the boot loader handed over ([`Startup::framebuffer`]), mapped; nothing if there is none. For one server alone.
+    Screen,
 }
 
 /// Which PCI devices a driver is for.
@@ -256,6 +258,9 @@ pub struct Startup {
     pub tsc_multiplier: u64,
     /// Physical address of the ACPI root pointer, for the platform server; else 0.
     pub rsdp: u64,
+    /// The screen, for the server that holds [`Resource::Screen`]; else all zeros. It is mapped from the page of its first byte on, as far
+    /// as the resource says.
+    pub framebuffer: Framebuffer,
     /// Channels to the servers it calls.
     pub channels: Vec<StartupChannel>,
     /// Servers that call it.

@@ -9,7 +9,7 @@
 //! * [`disk`]: images of its disks.
 //! * [`virtual_disks`], [`archive`]: what is in their partition for virtual disks.
 //! * [`power`]: what its disks hold after a power cut.
-//! * [`qmp`]: its control socket.
+//! * [`qmp`]: its control socket; [`picture`]: what its screen shows.
 //! * [`lan`]: a host on the VMs' own network, which reaches each by its address.
 //! * [`ports`]: which ports of the host lead to which VM.
 
@@ -21,6 +21,7 @@ pub mod firmware;
 pub mod hardware;
 pub mod http;
 pub mod lan;
+pub mod picture;
 pub mod ports;
 pub mod power;
 pub mod qemu;

@@ -14,6 +14,9 @@ use super::qemu;
 /// How long QEMU may take to open the socket, and to answer.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Milliseconds that a key is held down.
+const HOLD: u64 = 20;
+
 /// A connection.
 #[derive(Debug)]
 pub struct Qmp {
@@ -70,6 +73,35 @@ impl Qmp {
     /// Lets a machine that was stopped go on.
     pub fn go(&mut self) -> Result<()> {
         self.execute("cont", json!({})).map(drop)
+    }
+
+    /// Types on the machine's keyboard: small letters, digits, spaces, dashes, and line ends for the return key.
+    pub fn type_text(&mut self, text: &str) -> Result<()> {
+        for character in text.chars() {
+            let key = match character {
+                '\n' => "ret".to_string(),
+                ' ' => "spc".to_string(),
+                '-' => "minus".to_string(),
+                'a'..='z' | '0'..='9' => character.to_string(),
+                _ => return Err(miette!("there is no key for {character:?}")),
+            };
+            self.press(&key)?;
+        }
+        Ok(())
+    }
+
+    /// Presses a key of the machine's keyboard, by QEMU's name for it, and lets it go.
+    pub fn press(&mut self, key: &str) -> Result<()> {
+        self.execute("send-key", json!({ "keys": [{ "type": "qcode", "data": key }], "hold-time": HOLD }))?;
+        // QEMU lets the key go by itself, and the keyboard's queue is short.
+        thread::sleep(Duration::from_millis(2 * HOLD));
+        Ok(())
+    }
+
+    /// Writes a picture of what the machine's screen shows to a file, whose ending says the format: `ppm` or `png`.
+    pub fn picture(&mut self, file: &Path) -> Result<()> {
+        let format = file.extension().and_then(|ending| ending.to_str()).unwrap_or("ppm");
+        self.execute("screendump", json!({ "filename": file, "format": format })).map(drop)
     }
 
     /// Lets a disk move so many bytes a second; 0: as many as it can.

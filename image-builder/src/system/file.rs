@@ -101,6 +101,8 @@ pub struct ServerTable {
     /// The kernel's debug line.
     #[serde(default)]
     pub debug: bool,
+    /// The screen that the boot loader hands over, if it does.
+    pub screen: Option<Spanned<bool>>,
     /// Options passed to the program.
     #[serde(default)]
     pub options: BTreeMap<String, OptionValue>,

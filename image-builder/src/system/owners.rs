@@ -30,6 +30,7 @@ pub fn check(servers: &[Spanned<ServerTable>], source: &Source) -> Vec<Problem> 
         let alone = [
             (&server.platform, "the platform (firmware tables and all device registers)"),
             (&server.pool, "the memory pool of the VMs"),
+            (&server.screen, "the screen"),
         ];
         for (value, what) in alone {
             if let Some(value) = value.as_ref().filter(|value| *value.get_ref()) {

@@ -110,6 +110,7 @@ fn holds(resource: &Resource) -> String {
             format!("doorbell and window of the VMs' {device}")
         }
         Resource::Debug => "the kernel's debug line".into(),
+        Resource::Screen => "the screen".into(),
     }
 }
 

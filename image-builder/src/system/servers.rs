@@ -243,5 +243,8 @@ fn resources(table: &ServerTable) -> Vec<Resource> {
     if table.debug {
         resources.push(Resource::Debug);
     }
+    if is_true(&table.screen) {
+        resources.push(Resource::Screen);
+    }
     resources
 }

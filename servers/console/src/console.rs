@@ -2,11 +2,12 @@
 //!
 //! Everything printed is whole lines, but for the bottom line: what [`Console::write`] left without an end (the
 //! prompt) and what was typed after it. It is erased when another line has to be printed, and drawn again when
-//! nothing more waits.
+//! nothing more waits. All of it goes to the serial line and to the screen, each at its own pace.
 
 use crate::{
     editor::{Edit, Editor},
-    output::{Class, Output},
+    head::Head,
+    output::Class,
     talk::Talk,
     text::sanitise,
     vms::{Refusal, Vms},
@@ -56,20 +57,17 @@ impl Visit {
     }
 }
 
-/// Returns to the first column and erases the line.
-const ERASE: &str = "\r\x1b[K";
 const BELL: &str = "\x07";
 
 /// The console.
 #[derive(Debug)]
 pub struct Console {
-    output: Output,
+    /// The serial line.
+    serial: Head,
+    /// The screen, if there is one.
+    screen: Option<Head>,
     editor: Editor,
     prompt: String,
-    /// Whether the bottom line is on the screen.
-    shown: bool,
-    /// Lines of servers and VMs that found no room.
-    dropped: u64,
     lines: VecDeque<String>,
     vms: Vms,
     /// Those that print, by place.
@@ -83,11 +81,10 @@ impl Console {
     /// A console for VMs at places below `vms`.
     pub fn new(vms: usize) -> Console {
         Console {
-            output: Output::default(),
+            serial: Head::default(),
+            screen: None,
             editor: Editor::default(),
             prompt: String::new(),
-            shown: false,
-            dropped: 0,
             lines: VecDeque::new(),
             vms: Vms::new(vms),
             talks: HashMap::new(),
@@ -96,49 +93,47 @@ impl Console {
         }
     }
 
+    /// From now on there is a screen, which shows what is printed from now on.
+    pub fn add_screen(&mut self) {
+        self.screen = Some(Head::coloured());
+    }
+
     /// The next byte for the serial line.
     pub fn next_byte(&mut self) -> Option<u8> {
-        if self.output.is_empty() {
-            self.settle();
-        }
-        self.output.pop()
+        self.serial.next_byte(&self.prompt, self.editor.line())
     }
 
-    /// Whether all that can be printed was taken.
+    /// The next byte for the screen.
+    pub fn next_for_screen(&mut self) -> Option<u8> {
+        self.screen.as_mut()?.next_byte(&self.prompt, self.editor.line())
+    }
+
+    /// Whether all that can be printed on the serial line was taken.
     pub fn is_idle(&self) -> bool {
-        self.output.is_empty() && self.dropped == 0 && (self.shown || self.bottom_is_empty())
+        self.serial.is_idle(!self.prompt.is_empty() || !self.editor.line().is_empty())
     }
 
-    fn bottom_is_empty(&self) -> bool {
-        self.prompt.is_empty() && self.editor.line().is_empty()
-    }
-
-    /// Draws what has to be there when nothing more waits.
-    fn settle(&mut self) {
-        if self.dropped > 0 {
-            let report = format!("console: {} lines dropped, the serial line is too slow\n", self.dropped);
-            self.dropped = 0;
-            self.print(Class::Server, &report);
-        }
-        if !self.shown && !self.bottom_is_empty() {
-            let typed = String::from_utf8_lossy(self.editor.line());
-            self.shown = self.output.push(Class::Operator, &format!("{}{typed}", self.prompt));
-        }
+    fn heads(&mut self) -> impl Iterator<Item = &mut Head> {
+        core::iter::once(&mut self.serial).chain(&mut self.screen)
     }
 
     fn erase_bottom(&mut self) {
-        if self.shown {
-            // If it does not fit, an old prompt stays in the middle of the output: ugly, and harmless.
-            let _ = self.output.push(Class::Operator, ERASE);
-            self.shown = false;
-        }
+        self.heads().for_each(Head::erase_bottom);
     }
 
-    /// Queues whole lines.
-    fn print(&mut self, class: Class, lines: &str) {
-        self.erase_bottom();
-        if !self.output.push(class, lines) {
-            self.dropped += 1;
+    /// Queues whole lines, `count` of them.
+    fn print(&mut self, class: Class, lines: &str, count: u64) {
+        self.heads().for_each(|head| head.print(class, lines, count));
+    }
+
+    /// Prints lines on the screen alone: what the kernel and `init` have said on the serial line themselves.
+    pub fn said_elsewhere(&mut self, text: &str) {
+        let Some(screen) = &mut self.screen else { return };
+        for line in text.lines() {
+            let mut whole = String::new();
+            sanitise(line.as_bytes(), &mut whole);
+            whole.push('\n');
+            screen.print(Class::Server, &whole, 1);
         }
     }
 
@@ -148,7 +143,7 @@ impl Console {
             let mut whole = format!("{name}: ");
             sanitise(line.as_bytes(), &mut whole);
             whole.push('\n');
-            self.print(Class::Server, &whole);
+            self.print(Class::Server, &whole, 1);
         }
     }
 
@@ -163,41 +158,38 @@ impl Console {
         }
         let prompt = self.prompt.split_off(end);
         let lines = core::mem::replace(&mut self.prompt, prompt);
-        if !self.output.push(Class::Operator, &lines) {
-            self.dropped += 1;
+        if !lines.is_empty() {
+            self.print(Class::Operator, &lines, 1);
         }
     }
 
     /// Takes a byte that the operator typed.
     pub fn typed(&mut self, byte: u8) {
-        let edit = self.editor.typed(byte);
-        match edit {
+        match self.editor.typed(byte) {
             Edit::Nothing => {}
-            Edit::Added(byte) if self.shown && byte.is_ascii() => {
-                let mut utf8 = [0; 4];
-                let echo = char::from(byte).encode_utf8(&mut utf8);
-                if !self.output.push(Class::Operator, echo) {
-                    self.erase_bottom();
-                }
-            }
-            // Drawn anew as a whole when nothing more waits; the parts of a character beyond ASCII come one by one.
-            Edit::Added(_) | Edit::Shortened => self.erase_bottom(),
-            Edit::Full => drop(self.output.push(Class::Operator, BELL)),
+            Edit::Added(byte) => self.heads().for_each(|head| head.echo(byte)),
+            Edit::Shortened => self.erase_bottom(),
+            Edit::Full => self.show(BELL),
             Edit::Cancelled => {
                 self.erase_bottom();
-                let _ = self.output.push(Class::Operator, &format!("{}^C\n", self.prompt));
+                self.show(&format!("{}^C\n", self.prompt));
             }
             Edit::Entered(line) => {
                 let prompt = core::mem::take(&mut self.prompt);
-                let end = if self.shown { "\n" } else { &format!("{prompt}{line}\n") };
-                self.shown = false;
-                let _ = self.output.push(Class::Operator, end);
+                self.heads().for_each(|head| head.entered(&prompt, &line));
                 if self.lines.len() < LINES_AHEAD {
                     self.lines.push_back(line);
                 } else {
-                    let _ = self.output.push(Class::Operator, BELL);
+                    self.show(BELL);
                 }
             }
+        }
+    }
+
+    /// Shows what answers the operator. If it does not fit, the operator has other things to look at.
+    fn show(&mut self, text: &str) {
+        for head in self.heads() {
+            let _ = head.show(text);
         }
     }
 
@@ -285,10 +277,7 @@ impl Console {
             None => None,
         };
         if lines > 0 {
-            self.erase_bottom();
-            if !self.output.push(Class::Vm, &text) {
-                self.dropped += lines;
-            }
+            self.print(Class::Vm, &text, lines);
         }
         if let Some(time) = later {
             self.look_later(Visit::new(visit.vm, visit.at), time);
@@ -306,12 +295,12 @@ impl Console {
     fn vm_line(&mut self, name: &str, line: &[u8]) {
         let mut text = String::new();
         vm_line(name, line, &mut text);
-        self.print(Class::Vm, &text);
+        self.print(Class::Vm, &text, 1);
     }
 
     fn vm_lost(&mut self, name: &str, lost: u64) {
         if lost > 0 {
-            self.print(Class::Server, &format!("vm {name}| [{lost} bytes of output dropped]\n"));
+            self.print(Class::Server, &format!("vm {name}| [{lost} bytes of output dropped]\n"), 1);
         }
     }
 
@@ -423,6 +412,26 @@ mod tests {
         assert_eq!(printed(&mut console), "st\r\n");
         assert_eq!(console.take_line().as_deref(), Some("list"));
         assert_eq!(console.take_line(), None);
+    }
+
+    #[test]
+    fn the_screen_shows_the_same_at_its_own_pace() {
+        let on_screen = |console: &mut Console| {
+            String::from_utf8(core::iter::from_fn(|| console.next_for_screen()).collect::<Vec<_>>()).unwrap()
+        };
+        let mut console = Console::new(10);
+        console.log("swap", "before there was a screen");
+        console.add_screen();
+        console.said_elsewhere("init: \x1b7\nmore");
+        console.write("Denali\n> ");
+        type_in(&mut console, "li");
+        let screen = on_screen(&mut console);
+        assert_eq!(screen, "\x1b[36minit:\x1b[0m .7\r\n\x1b[36m\x1b[0mmore\r\nDenali\r\n\x1b[92m> \x1b[0mli");
+        type_in(&mut console, "st\r");
+        assert_eq!(on_screen(&mut console), "st\r\n");
+        assert_eq!(printed(&mut console), "swap: before there was a screen\r\nDenali\r\n> list\r\n");
+        assert_eq!(console.take_line().as_deref(), Some("list"));
+        assert!(console.is_idle() && on_screen(&mut console).is_empty());
     }
 
     #[test]

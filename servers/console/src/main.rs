@@ -4,17 +4,20 @@
 
 extern crate alloc;
 
+mod terminals;
 mod transfer;
 
 use alloc::{boxed::Box, format, string::String, vec::Vec};
 use console::{
     console::{Console, Visit},
-    uart::{Registers, Uart},
+    keyboard::Keyboard,
+    uart::Uart,
     vms::Refusal,
 };
 use hypercall::Token;
 use protocol::{
     abi::{NEVER, Target},
+    boot::Framebuffer,
     domain::{Device, EventKind, line},
     manifest::{Resource, StartupResource},
     service::{
@@ -24,12 +27,17 @@ use protocol::{
     },
     text::{CONSOLE_INDICES, OUTPUT, OUTPUT_RING},
 };
+use screen::canvas::Unsupported;
 use server_runtime::{Answer, Caller, Client, Handler, Startup, clock, hypercall, slots};
+use terminals::{Controller, Journals, Ports, Screen, keyboard, screen, serial};
 
 server_runtime::entry!(main);
 
-/// The line of the serial port's interrupt.
+/// The lines of the interrupts of serial port and keyboard.
 const SERIAL: u8 = line::HARDWARE_FIRST;
+const KEYBOARD: u8 = line::HARDWARE_FIRST + 1;
+/// The keyboard's interrupt on every PC.
+const KEYBOARD_ISA: u8 = 1;
 /// Bytes sent before other work gets its turn.
 const BUDGET: usize = 1024;
 /// Nanoseconds between looks at a busy port that has no interrupt.
@@ -39,6 +47,11 @@ const POLL_BUSY: u64 = 1_000_000;
 const POLL_IDLE: u64 = 20_000_000;
 /// Bytes of heap for other things than VMs: what waits for the serial line, VMs in the middle of a line, VMs to look at again.
 const HEAP_KEPT: u64 = 960 << 10;
+/// Bytes of heap for a screen: what waits for it, and a line of pixels; and for each of its cells, what it is to show and what it shows.
+const HEAP_PER_SCREEN: u64 = 96 << 10;
+const HEAP_PER_CELL: u64 = 16;
+/// Deaths after which the console does without a screen: if it is the drawing that kills it, the serial line must go on.
+const DEATHS_WITH_SCREEN: u32 = 3;
 /// Bytes of heap for each VM that may be attached.
 const HEAP_PER_VM: u64 = 16;
 /// Events taken at a time, and how many times before other work gets its turn.
@@ -52,35 +65,19 @@ fn main(startup: Startup) -> ! {
     server_runtime::run::<ConsoleService, _>(server)
 }
 
-/// Registers of the serial port, by system calls on a port capability.
-struct Ports {
-    slot: u8,
-    first: u16,
-}
-
-impl Registers for Ports {
-    fn read(&mut self, register: u8) -> u8 {
-        // A port that cannot be read is as one that is not there.
-        hypercall::port_read(self.slot, self.first + u16::from(register), 1).map_or(0xff, |value| value as u8)
-    }
-    fn write(&mut self, register: u8, value: u8) {
-        let _ = hypercall::port_write(self.slot, self.first + u16::from(register), 1, u32::from(value));
-    }
-}
-
 struct Server {
     /// `(badge, name)`.
     clients: Vec<(u64, String)>,
     uart: Uart<Ports>,
+    keyboard: Option<Keyboard<Controller>>,
+    screen: Option<Screen>,
+    journals: Journals,
     console: Console,
     /// The pool of VMs, with the right to their console windows.
     vms: Option<u8>,
     platform: Option<Client<Platform>>,
-    isa_interrupt: Option<u8>,
-    /// Slot of the serial port's interrupt.
-    interrupt: Option<u8>,
-    /// Whether the operator was told that there is none.
-    told: bool,
+    serial_interrupt: Interrupt,
+    keyboard_interrupt: Interrupt,
     /// Who waits for a line.
     reader: Option<(u64, Token)>,
     /// When to look at the port though nothing happened.
@@ -91,69 +88,134 @@ struct Server {
     page: Box<[u8; OUTPUT_RING + OUTPUT]>,
 }
 
+/// An interrupt of the legacy PC.
+struct Interrupt {
+    /// Whose it is, for people.
+    of: &'static str,
+    /// Its number, if the system file gives it.
+    number: Option<u8>,
+    line: u8,
+    /// Slot of its capability, once it is bound.
+    slot: Option<u8>,
+    /// Whether the operator was told that there is none.
+    told: bool,
+}
+
+impl Interrupt {
+    fn acknowledge(&self) {
+        if let Some(slot) = self.slot {
+            // Does nothing for an edge-triggered line, which this is on all but odd machines.
+            let _ = hypercall::interrupt_acknowledge(slot);
+        }
+    }
+}
+
 fn resource<T>(startup: &Startup, choose: impl Fn(&StartupResource) -> Option<T>) -> Option<T> {
     startup.resources.iter().find_map(choose)
 }
 
 impl Server {
     fn new(startup: &Startup) -> Server {
-        let ports = resource(startup, |held| match held.resource {
-            Resource::Ports { first, .. } => Some(Ports { slot: held.slot, first }),
-            _ => None,
-        });
         let vms = resource(startup, |held| match held.resource {
             Resource::Devices { device } if device == Device::Console as u8 => Some(held.slot),
             _ => None,
         });
-        let isa_interrupt = resource(startup, |held| match held.resource {
-            Resource::IsaInterrupt { number } => Some(number),
-            _ => None,
-        });
-        let Some(ports) = ports else {
-            panic!("the system file gives the console no serial port (`ports`)");
+        let interrupt = |of, line, keyboard| {
+            let number = resource(startup, |held| match held.resource {
+                Resource::IsaInterrupt { number } if (number == KEYBOARD_ISA) == keyboard => Some(number),
+                _ => None,
+            });
+            Interrupt { of, number, line, slot: None, told: false }
         };
+        let uart = serial(startup);
+        let mut journals = Journals::new(startup);
+        // The platform server finds out how much memory the graphics card has by moving it away for a moment, in which nothing can be
+        // drawn. It answers when it has done so.
+        let has_screen = startup.framebuffer != Framebuffer::default();
+        let said = if has_screen { journals.ask(clock::now()) } else { String::new() };
+        let screen = match startup.incarnation {
+            ..DEATHS_WITH_SCREEN => screen(startup),
+            _ => Err(Unsupported::None),
+        };
+        let cells = screen.as_ref().map_or(0, |screen| screen.size().0 * screen.size().1) as u64;
+        let kept = HEAP_KEPT + if cells > 0 { HEAP_PER_SCREEN + cells * HEAP_PER_CELL } else { 0 };
+        let (keyboard, unknown_keymap) = keyboard(startup);
         let mut server = Server {
             clients: startup.clients.iter().map(|client| (client.badge, client.name.clone())).collect(),
-            uart: Uart::new(ports),
-            console: Console::new((startup.heap.saturating_sub(HEAP_KEPT) / HEAP_PER_VM) as usize),
+            uart,
+            keyboard,
+            screen: None,
+            journals,
+            console: Console::new((startup.heap.saturating_sub(kept) / HEAP_PER_VM) as usize),
             vms,
             platform: startup.channel("platform").map(|channel| Client::new(channel.slot)),
-            isa_interrupt,
-            interrupt: None,
-            told: false,
+            serial_interrupt: interrupt("serial port", SERIAL, false),
+            keyboard_interrupt: interrupt("keyboard", KEYBOARD, true),
             reader: None,
             poll: 0,
             more: false,
             page: Box::new([0; OUTPUT_RING + OUTPUT]),
         };
+        let refused = match screen {
+            Ok(screen) => {
+                server.take_screen(screen, &startup.framebuffer, &said);
+                None
+            }
+            Err(Unsupported::None) => None,
+            Err(why) => Some(why),
+        };
+        let mut log = |text: String| server.console.log("console", &text);
         if startup.incarnation > 0 {
-            server.console.log("console", &format!("restarted (restart {})", startup.incarnation));
+            log(format!("restarted (restart {})", startup.incarnation));
         }
-        server.take_interrupt();
+        if startup.incarnation >= DEATHS_WITH_SCREEN && startup.framebuffer != Framebuffer::default() {
+            log(format!("after {DEATHS_WITH_SCREEN} restarts it does without the screen"));
+        }
+        if let Some(why) = refused {
+            log(format!("the screen cannot be used: {why}"));
+        }
+        if let Some(name) = unknown_keymap {
+            log(format!("there is no keymap {name:?}: it is `us`"));
+        }
+        server.take_interrupts();
         server.pump();
         server
     }
 
-    /// Asks the platform server for the port's interrupt and binds it.
-    fn take_interrupt(&mut self) {
-        let (Some(number), Some(platform)) = (self.isa_interrupt, &mut self.platform) else {
-            return;
-        };
-        let Some(slot) = slots::alloc() else {
-            return;
-        };
-        let answer = platform.call_with(&platform::Request::IsaInterrupt { number }, Some(slot), Default::default());
-        let bound = match answer {
-            Ok((platform::Response::Done, true)) => hypercall::interrupt_bind(slot, SERIAL).map_err(|e| format!("{e}")),
-            Ok((response, _)) => Err(format!("the platform server says {response:?}")),
-            Err(error) => Err(format!("{error:?}")),
-        };
-        match bound {
-            Ok(()) => self.interrupt = Some(slot),
-            Err(why) => {
-                slots::free(slot);
-                if !core::mem::replace(&mut self.told, true) {
-                    self.console.log("console", &format!("no interrupt {number} ({why}): the serial port is polled"));
+    /// Shows on the screen what was said before, and from now on what is printed.
+    fn take_screen(&mut self, screen: Screen, framebuffer: &Framebuffer, said: &str) {
+        self.console.add_screen();
+        self.console.said_elsewhere(said);
+        let (columns, rows) = screen.size();
+        let unit = if framebuffer.kind == Framebuffer::TEXT { "characters" } else { "pixels" };
+        let Framebuffer { width, height, .. } = framebuffer;
+        self.console.log("console", &format!("screen of {width} x {height} {unit}, text of {columns} x {rows}"));
+        self.screen = Some(screen);
+    }
+
+    /// Asks the platform server for the interrupts that are not bound yet, and binds them.
+    fn take_interrupts(&mut self) {
+        let Server { platform: Some(platform), console, .. } = self else { return };
+        for interrupt in [&mut self.serial_interrupt, &mut self.keyboard_interrupt] {
+            let (Some(number), None) = (interrupt.number, interrupt.slot) else { continue };
+            let Some(slot) = slots::alloc() else { return };
+            let answer =
+                platform.call_with(&platform::Request::IsaInterrupt { number }, Some(slot), Default::default());
+            let bound = match answer {
+                Ok((platform::Response::Done, true)) => {
+                    hypercall::interrupt_bind(slot, interrupt.line).map_err(|e| format!("{e}"))
+                }
+                Ok((response, _)) => Err(format!("the platform server says {response:?}")),
+                Err(error) => Err(format!("{error:?}")),
+            };
+            match bound {
+                Ok(()) => interrupt.slot = Some(slot),
+                Err(why) => {
+                    slots::free(slot);
+                    if !core::mem::replace(&mut interrupt.told, true) {
+                        let of = interrupt.of;
+                        console.log("console", &format!("no interrupt {number} ({why}): the {of} is polled"));
+                    }
                 }
             }
         }
@@ -163,12 +225,18 @@ impl Server {
         let console = &mut self.console;
         self.uart.interrupt(|byte| console.typed(byte));
         // What came without an interrupt: polled, or before the interrupt was bound.
-        while let Some(byte) = self.uart.receive() {
+        for byte in core::iter::from_fn(|| self.uart.receive()).take(BUDGET) {
             console.typed(byte);
         }
-        if let Some(slot) = self.interrupt {
-            // Does nothing for an edge-triggered line, which this is on all but odd machines.
-            let _ = hypercall::interrupt_acknowledge(slot);
+        self.serial_interrupt.acknowledge();
+    }
+
+    fn serve_keyboard(&mut self) {
+        let Server { keyboard: Some(keyboard), console, .. } = self else { return };
+        keyboard.look(clock::now(), |byte| console.typed(byte));
+        self.keyboard_interrupt.acknowledge();
+        if let Some(found) = keyboard.take_found() {
+            console.log("console", &format!("{found}"));
         }
     }
 
@@ -246,13 +314,22 @@ impl Server {
         }
         let console = &mut self.console;
         let stalled = self.uart.send(BUDGET, || console.next_byte());
-        let idle = self.console.is_idle();
-        self.poll = match (self.interrupt, stalled) {
+        let idle = console.is_idle();
+        self.poll = match (self.serial_interrupt.slot, stalled) {
             _ if self.more || !stalled && !idle => now,
             (Some(_), false) => NEVER,
             (None, true) => now + POLL_BUSY,
             (Some(_), true) | (None, false) => now + POLL_IDLE,
         };
+        if let Some(screen) = &mut self.screen {
+            self.journals.print(console, now, false);
+            screen.show(console, now);
+            self.poll = self.poll.min(screen.next_draw().unwrap_or(NEVER)).min(self.journals.next_look());
+        }
+        if let Some(keyboard) = &self.keyboard {
+            let has_interrupt = self.keyboard_interrupt.slot.is_some();
+            self.poll = self.poll.min(keyboard.next_look(has_interrupt).unwrap_or(NEVER));
+        }
     }
 }
 
@@ -321,15 +398,25 @@ impl Handler<ConsoleService> for Server {
         if lines & 1 << line::CONSOLE != 0 {
             self.collect();
         }
-        if lines & 1 << line::PEER_RESTARTED != 0 && self.interrupt.is_none() {
+        if lines & 1 << KEYBOARD != 0 {
+            self.serve_keyboard();
+        }
+        if lines & 1 << line::PEER_RESTARTED != 0 {
             // An interrupt that is bound outlives the platform server; one that could not be had may be there now.
-            self.take_interrupt();
+            self.take_interrupts();
+            if let Some(screen) = &mut self.screen {
+                // `init` has said why it was restarted. If it was the platform server, it has looked at the graphics card again, too, and
+                // is done with that when it answers.
+                self.journals.print(&mut self.console, clock::now(), true);
+                screen.redraw();
+            }
         }
         self.pump();
     }
 
     fn deadline(&mut self) {
         self.serve_port();
+        self.serve_keyboard();
         self.pump();
     }
 

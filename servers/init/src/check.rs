@@ -28,9 +28,10 @@ pub fn check(manifest: &Manifest) -> Result<(), String> {
     for (index, server) in manifest.servers.iter().enumerate() {
         check_server(manifest, index, server).map_err(|reason| format!("server {:?}: {reason}", server.name))?;
     }
-    let holds_pool = |server: &&Server| server.resources.contains(&Resource::Pool);
-    if manifest.servers.iter().filter(holds_pool).count() > 1 {
-        return Err("two servers hold the pool".to_string());
+    for (resource, what) in [(Resource::Pool, "pool"), (Resource::Screen, "screen")] {
+        if manifest.servers.iter().filter(|server| server.resources.contains(&resource)).count() > 1 {
+            return Err(format!("two servers hold the {what}"));
+        }
     }
     Ok(())
 }
@@ -107,7 +108,8 @@ fn check_resource(manifest: &Manifest, resource: &Resource) -> Result<(), String
         | Resource::Bundle
         | Resource::Pool
         | Resource::Devices { .. }
-        | Resource::Debug => {}
+        | Resource::Debug
+        | Resource::Screen => {}
     }
     Ok(())
 }

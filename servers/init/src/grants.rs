@@ -6,15 +6,18 @@
 use crate::extents::Place;
 use alloc::{collections::BTreeMap, format, string::String, vec::Vec};
 use protocol::{
-    boot,
+    boot::{self, Framebuffer},
     capability::{Narrow, Rights, SLOTS},
     domain::line,
+    layout::PAGE,
     manifest::{Channel, Manifest, Resource, Startup, StartupChannel, StartupClient, StartupResource},
     memory::Access,
 };
 
 /// Slot of a server's own memory.
 const OWN_SLOT: u8 = 1;
+/// Bytes of a screen that are mapped at most: 3840 times 2160 pixels of 4 bytes, twice. Of a larger one the upper part is used.
+const SCREEN_MAX: u64 = 64 << 20;
 /// Slots that every server has at least for what it is given later.
 const SPARE_SLOTS: u8 = 8;
 
@@ -57,6 +60,8 @@ pub struct Holdings {
     pub shared: BTreeMap<String, Place>,
     /// The pool of the VMs, if there is a holder.
     pub pool: Option<Place>,
+    /// As in [`boot::BootInfo`].
+    pub framebuffer: Framebuffer,
 }
 
 /// What one server gets.
@@ -128,6 +133,7 @@ pub fn give(manifest: &Manifest, index: usize, own: Place, holdings: &Holdings) 
         let mut length = 0;
         let mapped = match resource {
             Resource::Shared { .. } => Some(Access::WRITE),
+            Resource::Screen if count > 0 => Some(Access::WRITE | Access::COMBINE),
             Resource::Bundle => {
                 length = holdings.bundle_length;
                 Some(Access::empty())
@@ -137,6 +143,7 @@ pub fn give(manifest: &Manifest, index: usize, own: Place, holdings: &Holdings) 
         if let Some(access) = mapped {
             let place = match resource {
                 Resource::Bundle => holdings.bundle,
+                Resource::Screen => Place { slot: boot::slot::DEVICES, first, count },
                 _ => Place { slot: slots.source_slot(slot), first, count },
             };
             foreign.push((place, access));
@@ -148,12 +155,14 @@ pub fn give(manifest: &Manifest, index: usize, own: Place, holdings: &Holdings) 
     if usize::from(slots.next + SPARE_SLOTS) > SLOTS {
         return Err(too_many());
     }
+    let has_screen = server.resources.contains(&Resource::Screen);
     let startup = Startup {
         name: server.name.clone(),
         options: server.options.clone(),
         tsc_base: holdings.tsc_base,
         tsc_multiplier: holdings.tsc_multiplier,
         rsdp: if is_platform { holdings.rsdp } else { 0 },
+        framebuffer: if has_screen { holdings.framebuffer } else { Framebuffer::default() },
         channels,
         clients,
         resources,
@@ -162,6 +171,19 @@ pub fn give(manifest: &Manifest, index: usize, own: Place, holdings: &Holdings) 
         ..Startup::default()
     };
     Ok(Given { grants: slots.grants, startup, foreign, foreign_resource })
+}
+
+/// The frames of a screen, as far as a server may have it; `None` if there is none, or its description is nonsense.
+fn screen(framebuffer: &Framebuffer) -> Option<Place> {
+    let bytes = u64::from(framebuffer.pitch).checked_mul(u64::from(framebuffer.height))?.min(SCREEN_MAX);
+    let end = framebuffer.address.checked_add(bytes)?.checked_next_multiple_of(PAGE)?;
+    let first = framebuffer.address / PAGE;
+    // Frame numbers have 32 bits.
+    (framebuffer.kind != Framebuffer::NONE && bytes > 0 && end / PAGE <= 1 << 32).then_some(Place {
+        slot: boot::slot::DEVICES,
+        first,
+        count: end / PAGE - first,
+    })
 }
 
 fn too_many() -> String {
@@ -247,6 +269,8 @@ impl Slots {
                 extent(self.memory(place, Rights::WINDOW | Rights::RAISE, *device)?, place)
             }
             Resource::Debug => (self.put(Source::Slot(boot::slot::DEBUG), None)?, 0, 0),
+            // Mapped by `init`, and not the server's to map: no capability.
+            Resource::Screen => screen(&holdings.framebuffer).map_or((0, 0, 0), |place| extent(0, place)),
             Resource::IsaInterrupt { .. } => (0, 0, 0),
         })
     }
@@ -325,6 +349,38 @@ mod tests {
         let devices = narrow(devices.slot).unwrap();
         assert_eq!((devices.rights, devices.window, devices.line), ((Rights::WINDOW | Rights::RAISE).bits(), 3, 3));
         assert_eq!((bundle.length, narrow(bundle.slot)), (holdings().bundle_length, None));
+    }
+
+    #[test]
+    fn the_screen_is_mapped_for_its_holder_if_there_is_one() {
+        let own = Place { slot: boot::slot::MEMORY, first: 0x400, count: 256 };
+        let mut manifest = manifest();
+        manifest.servers[1].resources.push(Resource::Screen);
+        let pixels = Framebuffer {
+            address: 0xfd00_0010,
+            pitch: 4096,
+            width: 1024,
+            height: 768,
+            kind: Framebuffer::PIXELS,
+            bits_per_pixel: 32,
+            ..Framebuffer::default()
+        };
+        let with = |framebuffer| give(&manifest, 1, own, &Holdings { framebuffer, ..holdings() }).unwrap();
+        let given = with(pixels);
+        let place = Place { slot: boot::slot::DEVICES, first: 0xf_d000, count: 769 };
+        assert_eq!(given.foreign.last(), Some(&(place, Access::WRITE | Access::COMBINE)));
+        assert_eq!(given.startup.framebuffer, pixels);
+        let resource = given.startup.resources.last().unwrap();
+        assert_eq!((resource.slot, resource.first, resource.count), (0, 0xf_d000, 769));
+        assert_eq!(give(&manifest, 0, own, &holdings()).unwrap().startup.framebuffer, Framebuffer::default());
+        // None, nonsense, and one that is larger than anybody needs.
+        for (address, pitch, height) in [(0, 0, 0), (u64::MAX - 9, 4096, 768), (1 << 50, 4096, 768), (1 << 32, 0, 768)]
+        {
+            let given = with(Framebuffer { address, pitch, height, ..pixels });
+            assert_eq!((given.foreign.len(), given.startup.resources.last().unwrap().count), (1, 0), "{address:#x}");
+        }
+        let given = with(Framebuffer { address: 0, pitch: u32::MAX, height: u32::MAX, ..pixels });
+        assert_eq!(given.foreign.last().unwrap().0.count, SCREEN_MAX / PAGE);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use protocol::{
     domain::line,
     service::init::{Init, Request, Response},
 };
-use server_runtime::{Answer, Caller, Handler, hypercall, log};
+use server_runtime::{Answer, Caller, Handler, hypercall, journal, log};
 
 server_runtime::init_entry!(main);
 
@@ -58,7 +58,11 @@ fn start(boot: &'static BootInfo) -> Result<System<'static, Kernel>, init::syste
         devices: Place { slot: slot::DEVICES, first: devices.first, count: u64::from(devices.count) },
         shared: Default::default(),
         pool: None,
+        framebuffer: boot.framebuffer,
     };
+    // The kernel has said so on the debug line; the screen shows what is in this journal.
+    let (version, mib) = (env!("CARGO_PKG_VERSION"), boot.memory_total >> 20);
+    journal::note(format!("microkernel: {version} for x86-64: {mib} MiB of memory\n").as_bytes());
     let bundle = kernel::map_bundle(boot).map_err(|error| format!("bundle: {error}"))?;
     System::plan(Kernel::new(), bundle, extents, holdings)
 }

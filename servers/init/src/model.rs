@@ -202,6 +202,7 @@ pub fn holdings() -> Holdings {
         bundle_length: 3 * PAGE - 7,
         devices: Place { slot: boot::slot::DEVICES, first: 0, count: 1 << 20 },
         shared: BTreeMap::from([("net0".into(), Place { slot: boot::slot::MEMORY, first: 0x8000, count: 3 })]),
+        framebuffer: Default::default(),
         pool: Some(Place { slot: boot::slot::MEMORY, first: 0xa000, count: 1000 }),
     }
 }

@@ -12,6 +12,7 @@ use crate::{
 use alloc::{format, string::String, vec::Vec};
 use protocol::{
     abi::{Error, NEVER, Target},
+    boot::{self, Framebuffer},
     bundle,
     domain::{Control, DomainParameters, Event, EventKind, line},
     image::Image,
@@ -173,6 +174,7 @@ impl<'a, M: Machine> System<'a, M> {
             let data = file.get(start..end).ok_or("its program is not whole")?;
             step("its program", machine.copy(data, slot, load.physical))?;
         }
+        let mut startup = given.startup.clone();
         let mut tables = space.tables.first..space.tables.first + space.tables.count;
         for mapping in &space.mappings {
             let operation = MapOperation {
@@ -186,9 +188,15 @@ impl<'a, M: Machine> System<'a, M> {
             };
             let mapped =
                 mapping::apply(operation, slot, |operations| machine.map(domain, operations), || tables.next());
-            step("its address space", mapped.map_err(|(error, _)| error))?;
+            match mapped {
+                // A screen where the firmware says that there is memory, or none: the server does without.
+                Err((error, _)) if mapping.place.slot == boot::slot::DEVICES => {
+                    machine.log(format_args!("no screen for it at frame {:#x}: {error}", mapping.place.first));
+                    startup.framebuffer = Framebuffer::default();
+                }
+                mapped => step("its address space", mapped.map_err(|(error, _)| error))?,
+            }
         }
-        let mut startup = given.startup.clone();
         startup.incarnation = member.restarts;
         // The manifest was checked: there are no more than a byte can count.
         startup.program = member.program as u8;
