@@ -17,6 +17,7 @@ mod nic;
 mod pages;
 mod platform;
 mod restart;
+mod screen;
 mod smp;
 mod swap;
 mod swap_faults;
@@ -63,6 +64,7 @@ pub fn all() -> Vec<BootTest> {
         platform::TESTS,
         hostile::TESTS,
         restart::TESTS,
+        screen::TESTS,
         smp::TESTS,
         damage::TESTS,
         disk::TESTS,
