@@ -12,6 +12,7 @@ mod frames;
 pub mod harness;
 mod hostile;
 mod image;
+mod journal;
 mod lan;
 mod nic;
 mod pages;

@@ -1,8 +1,5 @@
 //! Virtual disks: what was answered is there, whoever dies, and after a power cut.
 
-use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
-use std::net::TcpStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -12,6 +9,7 @@ use vdisk::store::BLOCK;
 
 use super::BootTest;
 use super::harness::Context;
+use super::journal::Client;
 use crate::machine::http;
 use crate::machine::power::{Chance, Fate};
 use crate::machine::virtual_disks;
@@ -54,109 +52,6 @@ const SITES: [&str; 2] = ["site-1", "site-2"];
 const CONTENT: &str = "content";
 const FRONT: &str = "<h1>From a virtual disk</h1>";
 const LARGE: usize = 300_001;
-/// Keys of each journal.
-const KEYS: u64 = 40;
-
-/// A connection to a journal.
-struct Client {
-    reader: BufReader<TcpStream>,
-    vm: String,
-    /// What was answered, by key; and the one value that was sent and not answered.
-    answered: BTreeMap<String, String>,
-    open: Option<(String, String)>,
-    /// Writes so far.
-    count: u64,
-}
-
-impl Client {
-    fn new(context: &mut Context<'_>, vm: &str) -> Result<Client> {
-        let reader = BufReader::new(connect(context, vm)?);
-        Ok(Client { reader, vm: vm.into(), answered: BTreeMap::new(), open: None, count: 0 })
-    }
-
-    /// Connects again, after a reboot, knowing what was answered before.
-    fn again(&mut self, context: &mut Context<'_>) -> Result<()> {
-        self.reader = BufReader::new(connect(context, &self.vm)?);
-        Ok(())
-    }
-
-    fn ask(&mut self, line: &str) -> Result<String> {
-        let failed = || miette!("VM `{}` does not answer `{line}`", self.vm);
-        self.reader.get_mut().write_all(format!("{line}\n").as_bytes()).into_diagnostic().wrap_err_with(failed)?;
-        let mut answer = String::new();
-        let count = self.reader.read_line(&mut answer).into_diagnostic().wrap_err_with(failed)?;
-        if count == 0 || !answer.ends_with('\n') { Err(failed()) } else { Ok(answer.trim_end().into()) }
-    }
-
-    /// Writes another value.
-    fn put(&mut self) -> Result<()> {
-        self.count += 1;
-        let key = format!("key{}", self.count * 7 % KEYS);
-        let value = format!("{}-{}", self.count, "x".repeat((self.count * 131 % 900) as usize));
-        self.open = Some((key.clone(), value.clone()));
-        let answer = self.ask(&format!("PUT {key} {value}"))?;
-        if !answer.starts_with("OK ") {
-            return Err(miette!("VM `{}` answers PUT with `{answer}`", self.vm));
-        }
-        self.answered.insert(key, value);
-        self.open = None;
-        Ok(())
-    }
-
-    /// Checks all values that were answered. The one that was not may be there or not; from now on it is what it is found to be.
-    fn check(&mut self) -> Result<()> {
-        let open = self.open.take();
-        let keys: Vec<String> = self.answered.keys().chain(open.iter().map(|(key, _)| key)).cloned().collect();
-        for key in keys {
-            let answer = self.ask(&format!("GET {key}"))?;
-            let found = answer.strip_prefix("VALUE ");
-            let expected = self.answered.get(&key).map(String::as_str);
-            match &open {
-                Some((other, value)) if *other == key && found == Some(value) => {
-                    self.answered.insert(key, value.clone());
-                }
-                _ if found == expected => {}
-                _ => {
-                    let wanted = expected.unwrap_or("nothing");
-                    return Err(miette!(
-                        "VM `{}` has lost an answered write: {key} should be {wanted}, but it answers {answer}",
-                        self.vm
-                    ));
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Connects once the VM answers.
-fn connect(context: &mut Context<'_>, vm: &str) -> Result<TcpStream> {
-    // QEMU would take a connection before, and try in vain for seconds.
-    context.line(0, &[&format!("vm {vm}|"), "keys, last record"])?;
-    loop {
-        let error = match context.connect(vm) {
-            Ok(mut stream) => match probe(&mut stream) {
-                Ok(()) => return Ok(stream),
-                Err(error) => error,
-            },
-            Err(error) => error,
-        };
-        crate::interrupt::check()?;
-        if Instant::now() >= context.deadline() {
-            return Err(error.wrap_err(miette!("VM `{vm}` does not serve its journal")));
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
-/// Whether a journal is behind a connection.
-fn probe(stream: &mut TcpStream) -> Result<()> {
-    stream.write_all(b"LAST\n").into_diagnostic()?;
-    let mut answer = String::new();
-    BufReader::new(stream.try_clone().into_diagnostic()?).read_line(&mut answer).into_diagnostic()?;
-    if answer.starts_with("LAST ") { Ok(()) } else { Err(miette!("it answers `{answer}`")) }
-}
-
 /// Puts the site onto the disk of a machine that is not booted yet.
 fn prepare(context: &Context<'_>) -> Result<()> {
     let folder = tempfile::tempdir().into_diagnostic()?;
