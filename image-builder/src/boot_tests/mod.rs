@@ -14,6 +14,7 @@ mod hostile;
 mod image;
 mod journal;
 mod lan;
+mod machines;
 mod nic;
 mod pages;
 mod platform;
@@ -61,6 +62,7 @@ pub fn all() -> Vec<BootTest> {
         lan::TESTS,
         nic::TESTS,
         image::TESTS,
+        machines::TESTS,
         pages::TESTS,
         platform::TESTS,
         hostile::TESTS,
