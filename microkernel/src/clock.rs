@@ -8,8 +8,10 @@ use x86_64::{instructions::port::Port, registers::model_specific::Msr};
 const PIT_HZ: u64 = 1_193_182;
 /// How long the clocks are compared each time: 5 ms.
 const PIT_TICKS: u64 = PIT_HZ / 200;
-/// Times that they are compared: an odd number. The middle result counts, since an emulator that has to wait for its host in the midst of one is off by a third.
-const COMPARISONS: usize = 3;
+/// Times that they are compared at most, until it is known how fast they are within one part of so many: an emulator may have to wait for its
+/// host just when one is read.
+const COMPARISONS: usize = 16;
+const PRECISION: u64 = 500;
 /// Polls after which the legacy timer is held to be missing.
 const PATIENCE: u32 = 50_000_000;
 /// Used when nothing says how fast the TSC is.
@@ -45,9 +47,16 @@ pub fn move_ticks(by: u64) {
 impl Clock {
     /// Measures TSC and timer against the legacy timer.
     pub fn measure(base: u64) -> Clock {
-        let mut measured: [_; COMPARISONS] = core::array::from_fn(|_| against_pit().unwrap_or((0, 0)));
-        measured.sort_unstable();
-        let (tsc, timer) = measured[COMPARISONS / 2];
+        let mut best: Option<Comparison> = None;
+        for _ in 0..COMPARISONS {
+            let Some(next) = against_pit() else { break };
+            let best = best.insert(best.filter(|best| best.doubt <= next.doubt).unwrap_or(next));
+            if best.doubt.saturating_mul(PRECISION) <= best.tsc {
+                break;
+            }
+        }
+        let hz = |ticks: u64| (u128::from(ticks) * u128::from(PIT_HZ) / u128::from(PIT_TICKS)) as u64;
+        let (tsc, timer) = best.map_or((0, 0), |best| (hz(best.tsc), hz(best.timer)));
         let stated = stated_tsc_hz();
         let tsc_hz = stated.or((tsc != 0).then_some(tsc)).unwrap_or_else(|| {
             crate::say!("no way to measure the TSC: taking it for {} MHz; time may run wrong", ASSUMED_HZ / 1_000_000);
@@ -97,28 +106,46 @@ fn stated_tsc_hz() -> Option<u64> {
     Some(u64::from(leaf.ecx) * u64::from(leaf.ebx) / u64::from(leaf.eax))
 }
 
-/// Ticks a second of TSC and timer, by channel 2 of the legacy timer.
-fn against_pit() -> Option<(u64, u64)> {
+/// What was counted while the legacy timer ran once.
+#[derive(Clone, Copy)]
+struct Comparison {
+    /// Ticks of the TSC.
+    tsc: u64,
+    /// Ticks of the local APIC's timer.
+    timer: u64,
+    /// By how many ticks of the TSC the beginning and the end may have been missed.
+    doubt: u64,
+}
+
+/// Lets channel 2 of the legacy timer run once; `None` if it does not.
+fn against_pit() -> Option<Comparison> {
     let mut gate: Port<u8> = Port::new(0x61);
     let mut mode: Port<u8> = Port::new(0x43);
     let mut counter: Port<u8> = Port::new(0x42);
     // SAFETY: ports of the legacy timer and its gate, which nobody else uses yet: gate on, speaker off, one shot.
-    let (tsc, timer) = unsafe {
+    unsafe {
         let before = gate.read() & !3;
         gate.write(before | 1);
         mode.write(0xb0);
         counter.write(PIT_TICKS as u8);
+        let earliest = ticks();
         counter.write((PIT_TICKS >> 8) as u8);
         apic::set_timer(u32::MAX);
         let start = ticks();
-        let over = (0..PATIENCE).any(|_| gate.read() & 0x20 != 0);
+        let mut running = start;
+        let over = (0..PATIENCE).any(|_| {
+            // Read before the port: what passes between the two is doubtful as well.
+            let now = ticks();
+            let over = gate.read() & 0x20 != 0;
+            if !over {
+                running = now;
+            }
+            over
+        });
         let (end, left) = (ticks(), apic::timer());
+        let doubt = start.wrapping_sub(earliest).saturating_add(ticks().wrapping_sub(running));
         apic::set_timer(0);
         gate.write(before);
-        if !over {
-            return None;
-        }
-        (end - start, u64::from(u32::MAX - left))
-    };
-    Some((tsc * PIT_HZ / PIT_TICKS, timer * PIT_HZ / PIT_TICKS))
+        over.then_some(Comparison { tsc: end.wrapping_sub(start), timer: u64::from(u32::MAX - left), doubt })
+    }
 }
