@@ -113,8 +113,11 @@ fn start_one(starter: &mut impl Starter, apic: u32) -> Result<usize, Error> {
             result => return result,
         }
         if core::mem::take(&mut again) {
-            // One that runs already takes no notice.
-            starter.step(apic, ProcessorStep::Start)?;
+            match starter.step(apic, ProcessorStep::Start) {
+                // It has come meanwhile.
+                Ok(_) | Err(Error::Occupied) => {}
+                Err(error) => return Err(error),
+            }
         }
     }
 }
@@ -159,8 +162,10 @@ mod tests {
 
     impl Starter for Mock {
         fn step(&mut self, apic: u32, step: ProcessorStep) -> Result<usize, Error> {
+            let started = self.steps.contains(&(apic, step)) && step == ProcessorStep::Start;
             self.steps.push((apic, step));
-            if apic == 0 {
+            // The kernel does not start again what has come.
+            if apic == 0 || started && self.comes[&apic].is_some() {
                 return Err(Error::Occupied);
             }
             match (step, self.comes.get_mut(&apic).unwrap()) {
