@@ -18,6 +18,9 @@ use protocol::{
     service::platform::{DeviceNumber, Request, Response},
 };
 
+/// Most looks at the IOMMU's records in one go: more than there are devices that may be stopped.
+const FAULT_ROUNDS: usize = 512;
+
 /// What the platform server needs of the kernel and of the machine beyond configuration space.
 pub trait Machine: Config {
     /// Makes a hardware interrupt; returns the slot of its capability and the message to program.
@@ -145,6 +148,8 @@ impl<M: Machine> Platform<M> {
     pub fn confine(&mut self, iommu: Iommu) {
         self.iommu = Some(iommu);
         self.report_faults();
+        // What was recorded while nobody took messages sends none any more.
+        self.faults();
     }
 
     /// Whether they do.
@@ -154,14 +159,21 @@ impl<M: Machine> Platform<M> {
 
     /// The IOMMU has stopped somebody: the device is switched off, and its driver killed, which its policy restarts.
     pub(crate) fn faults(&mut self) {
-        let Some(iommu) = &self.iommu else { return };
-        let faults = iommu.faults();
-        for (index, fault) in faults.iter().enumerate() {
-            // One that goes on at once has several records.
-            if !faults[..index].iter().any(|other| other.function == fault.function) {
-                self.fault(fault);
+        // A unit sends no message while it has records: it has to be left without any. Each round makes a device silent.
+        for _ in 0..FAULT_ROUNDS {
+            let faults = self.iommu.as_ref().map(Iommu::faults).unwrap_or_default();
+            if faults.is_empty() {
+                return;
+            }
+            for (index, fault) in faults.iter().enumerate() {
+                // One that goes on at once has several records.
+                if !faults[..index].iter().any(|other| other.function == fault.function) {
+                    self.fault(fault);
+                }
             }
         }
+        self.machine
+            .log(format_args!("IOMMU: it does not cease to stop devices; what it stops from here on may not be told"));
     }
 
     fn fault(&mut self, fault: &Fault) {
@@ -504,11 +516,19 @@ mod tests {
         raised: Vec<u8>,
         killed: Vec<std::string::String>,
         now: u64,
+        /// Reads of the command register after which no device asks any more.
+        looks: Cell<u32>,
     }
 
     impl Config for Machine {
         fn read(&self, address: PciAddress, offset: u16) -> u32 {
-            self.bus.read(address, offset)
+            let value = self.bus.read(address, offset);
+            if offset != COMMAND {
+                return value;
+            }
+            let left = self.looks.get();
+            self.looks.set(left.saturating_sub(1));
+            if left == 0 { value & !(1 << 19) } else { value }
         }
         fn read_extended(&self, _: PciAddress, offset: u16) -> Option<u32> {
             (offset == 0x100).then_some(0x1234)
@@ -571,8 +591,9 @@ mod tests {
         let found = crate::enumerate::enumerate(&bus);
         let (made, msix, blocks) = (Vec::new(), BTreeMap::new(), Vec::new());
         let (bound, acknowledged, raised, killed) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        let (waits, now) = (Cell::new(0), 0);
-        let machine = Machine { bus, slots: 8, made, msix, blocks, waits, bound, acknowledged, raised, killed, now };
+        let (waits, now, looks) = (Cell::new(0), 0, Cell::new(u32::MAX));
+        let machine =
+            Machine { bus, slots: 8, made, msix, blocks, waits, bound, acknowledged, raised, killed, now, looks };
         Platform::new(machine, Routing::default(), Vec::new(), found, &clients(), false)
     }
 
@@ -784,6 +805,32 @@ mod tests {
     }
 
     #[test]
+    fn a_device_that_is_served_while_it_is_looked_at_is_waited_for() {
+        let mut platform = sharing();
+        ask(&mut platform, 1, true);
+        platform.machine.looks.set(1);
+        platform.interrupts(1 << 32);
+        assert_eq!(platform.machine.raised, [24]);
+        platform.interrupts(1 << 12);
+        assert_eq!((&platform.machine.acknowledged[..], platform.next_deadline()), (&[0][..], protocol::abi::NEVER));
+    }
+
+    #[test]
+    fn a_line_that_all_have_left_waits_for_nobody() {
+        let mut platform = sharing();
+        platform.connected(OTHER);
+        platform.connected(NVME);
+        platform.machine.acknowledged.clear();
+        platform.interrupts(1 << 32);
+        assert_eq!((&platform.machine.acknowledged[..], platform.next_deadline()), (&[][..], protocol::abi::NEVER));
+        // The next driver lets it go on.
+        platform.request(NVME, &CLAIM);
+        let interrupt = Request::Interrupt { device: 0, index: 0 };
+        assert_eq!(platform.request(NVME, &interrupt), (Response::Shared, None));
+        assert_eq!(platform.machine.acknowledged, [0]);
+    }
+
+    #[test]
     fn a_restart_goes_on_sharing() {
         let mut before = sharing();
         before.connected(OTHER);
@@ -871,6 +918,9 @@ mod tests {
         // A device of nobody kills nobody.
         platform.fault(&Fault { function: 0x28, ..fault });
         assert_eq!((platform.machine.killed.len(), used(&platform)), (1, 6));
+        // It is silent from then on, even on a bus that nothing is known of: that takes a context table.
+        platform.fault(&Fault { function: 0x728, ..fault });
+        assert_eq!((platform.machine.killed.len(), used(&platform)), (1, 7));
         // Nor does one claim more than there are tables for.
         platform.connected(NET);
         platform.clients[0].startup.shared = Vec::from([(0x100, 5 * 512)]);

@@ -199,11 +199,17 @@ impl<M: Machine> Platform<M> {
     fn shared_interrupt(&mut self, index: usize) {
         let now = self.machine.now();
         let shared = &mut self.shared[index];
+        if shared.members.is_empty() {
+            // It came while the last driver on the line left. Nobody is to be waited for: it stays masked until there is one.
+            return;
+        }
+        // Each device is looked at once: a driver on another processor may serve its device meanwhile.
         let asks = |member: &Member| {
             let address = self.functions[member.place].device.address;
             self.machine.read(address, COMMAND) & INTERRUPT_STATUS != 0
         };
-        let explained = shared.members.iter().any(asks);
+        let asking: Vec<bool> = shared.members.iter().map(asks).collect();
+        let explained = asking.contains(&true);
         if !explained {
             if now.saturating_sub(shared.window) > WINDOW {
                 (shared.window, shared.unexplained) = (now, 0);
@@ -217,10 +223,9 @@ impl<M: Machine> Platform<M> {
             }
         }
         let mut waiting = Vec::new();
-        for member in &mut shared.members {
-            let address = self.functions[member.place].device.address;
+        for (member, asks) in shared.members.iter_mut().zip(asking) {
             // If no device says that it was its, it may be any of them.
-            if !explained || self.machine.read(address, COMMAND) & INTERRUPT_STATUS != 0 {
+            if !explained || asks {
                 member.waiting = true;
                 waiting.push(member.place);
             }

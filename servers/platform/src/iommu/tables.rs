@@ -178,8 +178,10 @@ impl Tables {
 
     /// Takes everything from a function. Its tables are still in use until the units have been told: [`Tables::release`]. `silent`: its faults
     /// are not recorded any more.
-    pub fn detach(&self, function: u16, silent: bool) -> Option<Detached> {
-        let (page, word) = self.context(function)?;
+    pub fn detach(&mut self, function: u16, silent: bool) -> Option<Detached> {
+        // To be silent takes an entry, on a bus too that nobody has a device on.
+        let place = if silent { self.entry(function).ok() } else { self.context(function) };
+        let (page, word) = place?;
         let entry = self.read(page, word);
         self.write(page, word, if silent { SILENT } else { 0 });
         let top = self.page_of(entry).filter(|_| entry & PRESENT != 0)?;
