@@ -104,8 +104,8 @@ impl Machine for Metal {
     fn interrupt(&mut self, processor: usize) {
         processor::interrupt_later(processor);
     }
-    fn recall(&mut self, processor: usize) {
-        processor::recall(processor);
+    fn recall(&mut self, processor: usize) -> bool {
+        processor::recall(processor)
     }
     fn wait_for_switches(&mut self) {
         processor::wait_for_switches();

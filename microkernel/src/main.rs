@@ -56,6 +56,8 @@ unsafe extern "C" {
 
 /// Device not available: a floating-point instruction while CR0.TS is set.
 const NO_FPU: u64 = 7;
+/// Debug exception, breakpoint, overflow: they are raised behind their instruction (Intel SDM vol. 3, 6.5), which is not executed again.
+const TRAPS: [u64; 3] = [1, 3, 4];
 const PAGE_FAULT: u64 = 14;
 
 /// Called by boot.s: the loader's table, the TSC at entry, and which loader it was ([`start_info::read`]).
@@ -159,8 +161,12 @@ fn waiting_call() -> *mut ControlBlock {
 #[unsafe(no_mangle)]
 extern "C" fn interrupt(vector: u64, error: u64) -> *mut ControlBlock {
     let address = if vector == PAGE_FAULT { Cr2::read_raw() } else { 0 };
-    processor::answer_recall();
-    enter(KERNEL.lock(), |kernel| {
+    let wait = || {
+        processor::answer_recall();
+        KERNEL.lock()
+    };
+    let guard = if TRAPS.contains(&vector) { processor::wait_with_trap(wait) } else { wait() };
+    enter(guard, |kernel| {
         if vector >= 32 {
             kernel.resume_from_idle();
         }

@@ -9,7 +9,7 @@ use core::{
     arch::asm,
     cell::{Cell, UnsafeCell},
     ptr::null_mut,
-    sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering},
+    sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, Ordering},
 };
 use microkernel_logic::{
     Frame, NO_FRAME, PROCESSORS,
@@ -50,17 +50,27 @@ pub struct Record {
     next: AtomicU32,
     /// There are others: what can be done without the lock is done without it.
     shares: AtomicBool,
-    /// Another processor waits until this one has given up what it has loaded.
-    wanted: AtomicBool,
+    /// Whether another processor waits until this one has given up what it has loaded ([`WANTED`]), or what it was told ([`GIVEN_UP`],
+    /// [`WITH_TRAP`]).
+    wanted: AtomicU8,
 }
 
-/// Whether the processor waits for the lock with a system call that it has not begun.
+/// Nothing is wanted of the processor; what was loaded is in the control block.
+const GIVEN_UP: u8 = 0;
+const WANTED: u8 = 1;
+/// The same as [`GIVEN_UP`], and the processor waits with an exception that would not come again.
+const WITH_TRAP: u8 = 2;
+
+/// With what the processor waits for the lock. What is not named here comes again of itself: faults, and interrupts do not belong to the domain.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Call {
     None,
+    /// With a system call that it has not begun.
     Waiting,
     /// It was recalled: the domain will execute the system call again.
     Undone,
+    /// With an exception that was raised behind its instruction: it would not come again.
+    Trap,
 }
 
 /// The records of the processors that were started.
@@ -84,7 +94,7 @@ impl Record {
             later: Cell::new(0),
             next: AtomicU32::new(NO_FRAME),
             shares: AtomicBool::new(false),
-            wanted: AtomicBool::new(false),
+            wanted: AtomicU8::new(GIVEN_UP),
         }
     }
 }
@@ -177,13 +187,17 @@ fn interrupt(processor: usize) {
     }
 }
 
-/// Makes another processor stop in the kernel with nothing loaded. Only for who holds the lock.
-pub fn recall(processor: usize) {
-    let Some(record) = other(processor) else { return };
-    record.wanted.store(true, Ordering::Release);
+/// Makes another processor stop in the kernel with nothing loaded. Whether it waits there with an exception of its domain that would not
+/// come again. Only for who holds the lock.
+pub fn recall(processor: usize) -> bool {
+    let Some(record) = other(processor) else { return false };
+    record.wanted.store(WANTED, Ordering::Release);
     interrupt(processor);
-    while record.wanted.load(Ordering::Acquire) {
-        core::hint::spin_loop();
+    loop {
+        match record.wanted.load(Ordering::Acquire) {
+            WANTED => core::hint::spin_loop(),
+            answer => return answer == WITH_TRAP,
+        }
     }
 }
 
@@ -201,9 +215,10 @@ pub fn stop_others() {
 #[inline(always)]
 pub fn answer_recall() {
     let own = own();
-    if own.wanted.load(Ordering::Acquire) {
+    if own.wanted.load(Ordering::Acquire) == WANTED {
         give_up(own);
-        own.wanted.store(false, Ordering::Release);
+        let answer = if own.call.get() == Call::Trap { WITH_TRAP } else { GIVEN_UP };
+        own.wanted.store(answer, Ordering::Release);
     }
 }
 
@@ -242,6 +257,15 @@ pub fn wait_with_call<T>(wait: impl FnOnce() -> T) -> (T, bool) {
     own.call.set(Call::Waiting);
     let result = wait();
     (result, own.call.replace(Call::None) == Call::Waiting)
+}
+
+/// Runs `wait`, which waits for the lock with an exception that would not come again.
+pub fn wait_with_trap<T>(wait: impl FnOnce() -> T) -> T {
+    let own = own();
+    own.call.set(Call::Trap);
+    let result = wait();
+    own.call.set(Call::None);
+    result
 }
 
 /// Saves the floating-point state of `previous`. The address space and floating-point state of `next` are loaded by [`finish`], if there are

@@ -144,7 +144,7 @@ pub enum Control {
     /// Sets the service behind doorbell `rdx` (1-3) to the domain `r8` ([`crate::abi::Target`]).
     SetService = 6,
     /// Takes a domain aside as it is: runnable, idle or trapped. It gets nothing but pending lines until it is released.
-    /// [`crate::abi::Error::Busy`] if it is in a call, or a service has not yet taken one of its doorbells.
+    /// [`crate::abi::Error::Busy`] if it is in a call, if a service has not yet taken one of its doorbells, or if it traps at this moment.
     Hold = 7,
     /// Lets a held domain go on where it was. If it was trapped, its trap is put into its handler's queue once more; if it was idle and has pending
     /// lines, it wakes.

@@ -40,8 +40,9 @@ pub trait Machine {
     /// Interrupts another processor, at the latest when this one leaves the kernel, so that it enters it.
     fn interrupt(&mut self, processor: usize);
     /// Makes another processor stop in the kernel, before it takes the lock, with everything of its domain saved and nothing loaded. A
-    /// system call that it has not begun is undone: it will be executed again.
-    fn recall(&mut self, processor: usize);
+    /// system call that it has not begun is undone: it will be executed again. Returns whether it stops there with an exception of its domain
+    /// that would not come again.
+    fn recall(&mut self, processor: usize) -> bool;
     /// Waits until no other processor uses the page tables of a domain that it has switched away from.
     fn wait_for_switches(&mut self);
     /// Forgets the translation of one page of the loaded address space, which is that below `root`.

@@ -46,6 +46,8 @@ pub struct ProcessorModel {
     pub interrupted: bool,
     /// Whether it is in the kernel, waiting for the lock, since it was recalled.
     pub stopped: bool,
+    /// Whether it enters with an exception that would not come again.
+    pub trap: bool,
 }
 
 impl Model {
@@ -133,10 +135,12 @@ impl Machine for Model {
         assert_ne!(processor, self.here, "a processor does not interrupt itself");
         self.processor(processor).interrupted = true;
     }
-    fn recall(&mut self, processor: usize) {
+    fn recall(&mut self, processor: usize) -> bool {
         assert_ne!(processor, self.here, "a processor does not wait for itself");
         let processor = self.processor(processor);
-        *processor = ProcessorModel { stopped: true, interrupted: processor.interrupted, ..ProcessorModel::default() };
+        let (interrupted, trap) = (processor.interrupted, processor.trap);
+        *processor = ProcessorModel { stopped: true, interrupted, trap, ..ProcessorModel::default() };
+        trap
     }
     fn now(&self) -> u64 {
         self.now

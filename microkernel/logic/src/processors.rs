@@ -36,6 +36,8 @@ pub(crate) struct Processor {
     pub reschedule: bool,
     /// It was interrupted to look at its queue, and has not come yet.
     pub kicked: bool,
+    /// It was recalled, and will enter with an exception of its domain that would not come again.
+    pub brings_trap: bool,
     /// Who waits to run here.
     pub scheduler: Scheduler,
     /// The deadlines that its timer interrupt handles.
@@ -51,6 +53,7 @@ impl Processor {
         armed: NEVER,
         reschedule: true,
         kicked: false,
+        brings_trap: false,
         scheduler: Scheduler::EMPTY,
         timers: Timers::EMPTY,
     };
@@ -79,7 +82,7 @@ impl<M: Machine> Kernel<M> {
     fn change(&mut self, processor: usize) {
         self.parked[self.here] = self.cpu;
         self.cpu = self.parked[processor];
-        self.cpu.kicked = false;
+        (self.cpu.kicked, self.cpu.brings_trap) = (false, false);
         self.here = processor;
     }
 
@@ -154,11 +157,11 @@ impl<M: Machine> Kernel<M> {
         }
         let processor = self.runs_on(frame).filter(|processor| *processor != self.here)?;
         if self.parked[processor].loaded == frame {
-            self.machine.recall(processor);
+            let trap = self.machine.recall(processor);
             let ticks = self.machine.ticks();
             let other = &mut self.parked[processor];
             let used = ticks.wrapping_sub(other.since);
-            (other.loaded, other.since) = (NO_FRAME, ticks);
+            (other.loaded, other.since, other.brings_trap) = (NO_FRAME, ticks, trap);
             let block = self.machine.block_mut(frame);
             block.cpu_ticks = block.cpu_ticks.wrapping_add(used);
         }

@@ -39,6 +39,10 @@ impl<M: Machine> Kernel<M> {
             return Err(Error::Busy);
         }
         let deadline = block.timers[WAIT].deadline;
+        // So does one that its processor is only bringing.
+        if self.recall(frame).is_some_and(|processor| self.processor(processor).brings_trap) {
+            return Err(Error::Busy);
+        }
         self.extract(frame);
         let block = self.machine.block_mut(frame);
         (block.held_from, block.held_deadline) = (state as u8, if deadline == 0 { NEVER } else { deadline });

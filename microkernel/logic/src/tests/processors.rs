@@ -10,7 +10,7 @@ use crate::{
     scheduler::SLICE,
 };
 use proptest::prelude::*;
-use protocol::{abi::Target, memory::MapKind};
+use protocol::{abi::Target, domain::Control, memory::MapKind};
 
 /// A world with `processors` of them, all but the first asleep.
 fn world(processors: usize) -> World {
@@ -30,7 +30,7 @@ impl World {
         let machine = &mut self.kernel.machine;
         machine.here = processor;
         let entered = machine.processor(processor);
-        (entered.interrupted, entered.stopped) = (false, false);
+        (entered.interrupted, entered.stopped, entered.trap) = (false, false, false);
         self.kernel.enter(processor);
     }
 
@@ -164,6 +164,34 @@ fn a_fault_that_is_over_is_not_reported() {
     world.settle();
     world.at(world.kernel.runs_on(other).unwrap());
     assert_eq!(world.kernel.exception(14, 0b1, BASE), NO_FRAME);
+}
+
+#[test]
+fn an_exception_that_would_not_come_again_is_not_lost() {
+    for trap in [false, true] {
+        let mut world = world(2);
+        let (server, vm) = (world.server(), world.vm());
+        world.settle();
+        let (here, there) = (world.kernel.runs_on(server).unwrap(), world.kernel.runs_on(vm).unwrap());
+        assert_ne!(here, there);
+        // The VM's processor enters while the server has the lock.
+        world.kernel.machine.processor(there).trap = trap;
+        let hold = |world: &mut World| {
+            world.at(world.kernel.runs_on(server).unwrap());
+            let target = Target::pool(ALL, vm, world.kernel.frames.generation(vm)).0;
+            world.simple(server, Number::DomainControl, target, &[Control::Hold as u64, 0, 0, 0]).map(drop)
+        };
+        if !trap {
+            // With a fault: the VM executes the instruction again when it goes on.
+            assert_eq!((hold(&mut world), world.state(vm)), (Ok(()), State::Held));
+            continue;
+        }
+        assert_eq!((hold(&mut world), world.state(vm)), (Err(Error::Busy), State::Runnable));
+        world.at(there);
+        world.kernel.exception(3, 0, 0);
+        assert_eq!((world.state(vm), world.kernel.machine.block(vm).trap.code), (State::Trapped, 3));
+        assert_eq!((hold(&mut world), world.state(vm)), (Ok(()), State::Held), "once it is noted");
+    }
 }
 
 #[test]
@@ -330,7 +358,7 @@ fn check(world: &World) -> Result<(), TestCaseError> {
     let mut placed: std::vec::Vec<(Frame, usize)> = vec![];
     for processor in 0..online {
         let (record, model) = (world.record(processor), &kernel.machine.processors[processor]);
-        let ProcessorModel { loaded, translations, interrupted, stopped } = model;
+        let ProcessorModel { loaded, translations, interrupted, stopped, trap: _ } = model;
         prop_assert_eq!(record.loaded, *loaded);
         // What is loaded runs here, and so nowhere else.
         let alone = online == 1 && record.current == NO_FRAME;
