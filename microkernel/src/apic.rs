@@ -118,6 +118,11 @@ pub fn id() -> u32 {
     if is_x2() { read(ID) } else { read(ID) >> 24 }
 }
 
+/// Whether a command can be sent to the local APIC with this number and no other: it fits, and does not mean all.
+pub fn can_reach(id: u32) -> bool {
+    id < if is_x2() { u32::MAX } else { 0xff }
+}
+
 /// Sends a command (Intel SDM vol. 3, 11.6.1) to another processor: a vector, [`RESET`] or [`START`].
 pub fn send(to: u32, command: u32) {
     // What was written before must be seen by who gets the interrupt: in x2APIC mode sending it does not wait for that.

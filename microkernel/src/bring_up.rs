@@ -116,8 +116,13 @@ impl BringUp {
 
     /// Does a step with the processor whose local APIC is `apic`; it will be processor `number`.
     pub fn step(&mut self, number: usize, apic: u32, step: ProcessorStep) -> Result<(), Error> {
+        // One that has joined is started, whether or not that was asked for.
+        self.starting = self.starting.filter(|starting| starting.number == number);
         if step == ProcessorStep::Join {
-            return self.join(number, apic);
+            return self.join(apic);
+        }
+        if !apic::can_reach(apic) {
+            return Err(Error::BadArgument);
         }
         let released = self.starting.is_some_and(|starting| starting.apic == apic && starting.released);
         if released || processor::with_apic(apic).is_some() {
@@ -159,16 +164,12 @@ impl BringUp {
     }
 
     /// Compares counters once the processor has come, and lets it go.
-    fn join(&mut self, online: usize, apic: u32) -> Result<(), Error> {
+    fn join(&mut self, apic: u32) -> Result<(), Error> {
         let Some(starting) = self.starting.as_mut().filter(|starting| starting.apic == apic) else {
             return if processor::with_apic(apic).is_some() { Ok(()) } else { Err(Error::BadArgument) };
         };
         if starting.released {
-            if starting.number == online {
-                return Err(Error::Again);
-            }
-            self.starting = None;
-            return Ok(());
+            return Err(Error::Again);
         }
         if matches!(WORD.load(Ordering::Acquire), ABSENT | MOVE) {
             return Err(Error::Again);
@@ -270,13 +271,16 @@ extern "C" fn processor_main() -> ! {
     }
     x86_64::instructions::tlb::flush_all();
     apic::switch_on();
-    if u64::from(apic::id()) != APIC.load(Ordering::Relaxed) {
-        // One that was given up came after all. Its place is lost.
+    // One that was given up may come after all, and see what is said to the next one. Whoever sees that sees whom it is meant for.
+    let own = u64::from(apic::id());
+    let is_meant = || own == APIC.load(Ordering::Relaxed);
+    if !is_meant() {
         crate::halt();
     }
     WORD.store(READY, Ordering::Release);
     loop {
         match WORD.load(Ordering::Acquire) {
+            _ if !is_meant() => crate::halt(),
             GO => break,
             STAY_OFF => crate::halt(),
             MOVE => {

@@ -97,7 +97,8 @@ pub enum Number {
     /// byte of [`crate::memory::PageState`] for each to `r8`; then does what [`crate::memory::Scan`] in `r9` says. No use of a page between the look and that is lost.
     Scan = 30,
     /// Does [`crate::domain::ProcessorStep`] `rdx` with the processor whose local APIC has the number `rsi`. `rdi`: slot of the interrupt authority. Out: `rdi`
-    /// processors that run domains. [`Error::Occupied`] if it runs already, [`Error::Exhausted`] if nothing is set aside for so many.
+    /// processors that run domains. [`Error::Occupied`] if it runs already, [`Error::Exhausted`] if nothing is set aside for so many,
+    /// [`Error::BadArgument`] if no command reaches a local APIC with this number (from 255 on without x2APIC mode).
     ProcessorStart = 31,
 }
 
