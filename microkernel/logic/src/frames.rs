@@ -78,6 +78,10 @@ impl FrameTable {
 
     /// Keeps a frame of device registers for the kernel: nobody can map it.
     pub fn hide(&mut self, frame: Frame) {
+        // A restarted platform server names the same ones again.
+        if self.hidden.contains(&frame) {
+            return;
+        }
         if let Some(free) = self.hidden.iter_mut().find(|hidden| **hidden == NO_FRAME) {
             *free = frame;
         }
@@ -201,6 +205,17 @@ mod tests {
         assert_eq!(table.map(8), Err(Error::BadArgument));
         assert_eq!(table.make(u32::MAX, FrameKind::Block), Err(Error::BadArgument));
         assert_eq!(table.kind(8), FrameKind::Device);
+    }
+
+    #[test]
+    fn a_frame_that_is_hidden_often_takes_one_place() {
+        let mut table = table(8);
+        (0..2 * HIDDEN).for_each(|_| table.hide(9));
+        table.hide(10);
+        assert_eq!(
+            (table.kind(9), table.kind(10), table.kind(11)),
+            (FrameKind::Reserved, FrameKind::Reserved, FrameKind::Device)
+        );
     }
 
     #[derive(Clone, Debug)]
