@@ -310,6 +310,9 @@ impl Machine for Model {
         self.call();
         assert!(address.is_multiple_of(PAGE));
         for (page, state) in (address / PAGE..).zip(states) {
+            if self.meddles && action.contains(Scan::UNMAP) {
+                self.meddle(vm, page * PAGE + 8);
+            }
             let mut seen = PageState::empty();
             if let Some(mapped) = self.domain(vm)?.pages.get_mut(&page) {
                 seen.set(PageState::PRESENT, true);

@@ -89,6 +89,9 @@ pub struct Model {
     pub calls: usize,
     /// The call at which the pager dies.
     pub dies_at: Option<usize>,
+    /// Whether a server on another processor writes into each page just before it is unmapped; and what it has written: VM, address, byte.
+    pub meddles: bool,
+    pub meddled: Vec<(u64, u64, u8)>,
     disks: Vec<Disk>,
 }
 
@@ -108,6 +111,8 @@ impl Model {
             sealing: 0,
             calls: 0,
             dies_at: None,
+            meddles: false,
+            meddled: Vec::new(),
             disks: disks.iter().map(|blocks| Disk::new(*blocks)).collect(),
         }
     }
@@ -117,6 +122,16 @@ impl Model {
         if self.dies_at.is_some_and(|at| self.calls >= at) {
             self.dies_at = None;
             std::panic::resume_unwind(Box::new(Died));
+        }
+    }
+
+    /// A server on another processor writes into a page, if that can be written now.
+    fn meddle(&mut self, vm: VmRef, address: u64) {
+        let value = self.calls as u8 | 1;
+        let Some(tag) = self.domains.get(&vm.frame).map(|domain| domain.parameters.tag) else { return };
+        if let Some(byte) = self.access(vm, address, Access::WRITE) {
+            *byte = value;
+            self.meddled.push((tag, address, value));
         }
     }
 

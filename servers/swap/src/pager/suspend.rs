@@ -275,13 +275,17 @@ impl Pager<'_> {
                 continue;
             };
             self.read_entries(machine, place, *first, entries);
-            let _ = machine.scan(at, space::address(*first), states, Scan::empty());
-            for ((page, entry), state) in (*first..).zip(entries.iter()).zip(states.iter()) {
-                if entry.is_valid() && state & PageState::DIRTY.bits() != 0 {
-                    self.write_entries(machine, place, page, &[Entry::NONE]);
+            // Once before they are taken out, so that nothing void counts if this server dies in between; and once more for what a server on another
+            // processor has written since.
+            for action in [Scan::empty(), Scan::UNMAP] {
+                let _ = machine.scan(at, space::address(*first), states, action);
+                for ((page, entry), state) in (*first..).zip(entries.iter_mut()).zip(states.iter()) {
+                    if entry.is_valid() && state & PageState::DIRTY.bits() != 0 {
+                        *entry = Entry::NONE;
+                        self.write_entries(machine, place, page, &[Entry::NONE]);
+                    }
                 }
             }
-            let _ = machine.scan(at, space::address(*first), states, Scan::UNMAP);
             for (page, frame) in run {
                 let read = machine.read_frame(*frame, 0, &mut *self.page).is_ok();
                 let zeros = read && self.page.iter().all(|byte| *byte == 0);

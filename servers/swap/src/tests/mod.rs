@@ -225,6 +225,7 @@ impl World {
             }
         }
         self.with(|pager, model| pager.work(model));
+        self.written.extend(self.model.meddled.drain(..).map(|(vm, address, byte)| ((vm, address), byte)));
         self.take_stops();
     }
 

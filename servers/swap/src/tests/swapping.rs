@@ -157,6 +157,36 @@ fn servers_reach_those_who_are_gone() {
 }
 
 #[test]
+fn what_a_server_on_another_processor_writes_while_a_vm_leaves_is_kept() {
+    // So many that only some leave in one piece, the others to their own places.
+    const PAGES: core::ops::Range<u32> = 60..220;
+    let mut world = World::new(600, &[8192, 8192]);
+    let image = world.define();
+    for vm in 1..=6 {
+        world.create(vm, image, 4 * MEMORY).unwrap();
+        for page in PAGES {
+            world.write(vm, page, vm as u8).unwrap();
+        }
+        world.idle(vm, NEVER);
+        world.settle();
+    }
+    for round in 0..6 {
+        // What is void must stay so when nobody meddles any more.
+        world.model.meddles = round % 3 == 0;
+        for vm in 1..=6 {
+            for page in PAGES.map(|page| if round % 2 == 0 { page } else { 279 - page }) {
+                world.read(vm, page).unwrap();
+                world.act(vm, space::address(page) + 8, Act::Read).unwrap();
+            }
+            world.idle(vm, NEVER);
+            world.settle();
+        }
+    }
+    let meddled = world.written.keys().filter(|(_, address)| address % PAGE == 8).count();
+    assert!(meddled > 100, "{meddled}");
+}
+
+#[test]
 fn who_was_fetched_stays_until_it_was_given_what_it_was_fetched_for() {
     const VMS: u64 = 40;
     let mut world = World::new(160, &[4096, 4096]);
