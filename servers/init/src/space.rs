@@ -73,8 +73,9 @@ pub struct TooSmall {
     pub needed: u64,
 }
 
-/// Plans a server with the program `image` in the frames `own`, with `foreign` memory mapped besides.
-pub fn plan(own: Place, image: &Image, foreign: &[(Place, Access)]) -> Result<Space, TooSmall> {
+/// Plans a server with the program `image` in the frames `own`, with `foreign` memory mapped besides, and so many more frames for page
+/// tables of what it maps itself.
+pub fn plan(own: Place, image: &Image, foreign: &[(Place, Access)], more_tables: u64) -> Result<Space, TooSmall> {
     let mut tables = TableCount::default();
     let mut mappings = Vec::new();
     let mut next = own.first + 2;
@@ -113,7 +114,7 @@ pub fn plan(own: Place, image: &Image, foreign: &[(Place, Access)]) -> Result<Sp
     }
 
     let used = mappings.iter().map(|mapping| mapping.place.count).sum::<u64>() + 2;
-    let spare = |frames: u64| FREE_FRAMES.max(frames / FRAMES_PER_FREE_FRAME);
+    let spare = |frames: u64| FREE_FRAMES.max(frames / FRAMES_PER_FREE_FRAME) + more_tables;
     let left = own.count.saturating_sub(used + spare(own.count) + tables.count());
     // A page table maps 512 pages, and one more table is needed for every 512 of them.
     let heap_tables = |heap: u64| heap.div_ceil(512) + heap.div_ceil(512 * 512);
@@ -191,7 +192,7 @@ mod tests {
 
     #[test]
     fn a_small_server() {
-        let space = plan(own(256), &image(&[(0x20_1000, 0x1800, 0x1234), (0x20_3010, 0x10, 0)]), &[]).unwrap();
+        let space = plan(own(256), &image(&[(0x20_1000, 0x1800, 0x1234), (0x20_3010, 0x10, 0)]), &[], 0).unwrap();
         assert_eq!((space.block, space.root), (1000, 1001));
         assert_eq!(space.loads[0], Load { data_offset: 0x1000, length: 0x1234, physical: 1002 << 12 });
         assert_eq!(space.loads[1].physical, (1004 << 12) + 0x10);
@@ -206,17 +207,17 @@ mod tests {
     #[test]
     fn too_small_says_what_would_do() {
         let image = image(&[(0x20_1000, 100 * PAGE, 0)]);
-        let TooSmall { needed } = plan(own(2), &image, &[]).unwrap_err();
-        assert!(plan(own(needed / PAGE), &image, &[]).is_ok());
-        assert!(plan(own(needed / PAGE - 1), &image, &[]).is_err());
+        let TooSmall { needed } = plan(own(2), &image, &[], 9).unwrap_err();
+        assert!(plan(own(needed / PAGE), &image, &[], 9).is_ok());
+        assert!(plan(own(needed / PAGE - 1), &image, &[], 9).is_err());
     }
 
     proptest! {
         #[test]
-        fn every_plan_holds(count in 0u64..2_000_000, program in 1u64..5000, foreign in proptest::collection::vec(1u64..3000, 0..5)) {
+        fn every_plan_holds(count in 0u64..2_000_000, more in 0u64..500, program in 1u64..5000, foreign in proptest::collection::vec(1u64..3000, 0..5)) {
             let foreign: Vec<_> = foreign.iter().map(|c| (Place { slot: 2, first: 9, count: *c }, Access::WRITE)).collect();
-            let Ok(space) = plan(own(count), &image(&[(0x20_1000, program * PAGE, 7)]), &foreign) else {
-                prop_assert!(count < program + 16_000 / 512 + 8192);
+            let Ok(space) = plan(own(count), &image(&[(0x20_1000, program * PAGE, 7)]), &foreign, more) else {
+                prop_assert!(count < program + 16_000 / 512 + 8192 + more);
                 return Ok(());
             };
             // No frame twice, all within.
@@ -231,7 +232,7 @@ mod tests {
             let mut needed = TableCount::default();
             space.mappings.iter().for_each(|m| needed.cover(m.address, m.place.count));
             prop_assert_eq!(space.tables_needed, needed.count());
-            prop_assert!(space.tables.count >= space.tables_needed + FREE_FRAMES);
+            prop_assert!(space.tables.count >= space.tables_needed + FREE_FRAMES + more);
             // No address twice.
             let mut ranges: Vec<_> = space.mappings.iter().map(|m| (m.address, m.address + m.place.count * PAGE)).collect();
             ranges.sort();

@@ -16,7 +16,7 @@ use protocol::{
     bundle,
     domain::{Control, DomainParameters, Event, EventKind, line},
     image::Image,
-    layout::{PAGE, STACK_TOP},
+    layout::{PAGE, POOL_FRAMES_PER_TABLE, STACK_TOP},
     manifest::{Manifest, NO_DEVICE, Resource, Server, VmTable},
     memory::{MapKind, MapOperation},
     service::init::{Request, Response, ServerInfo, State},
@@ -454,13 +454,16 @@ impl Plan {
     fn new(manifest: &Manifest, index: usize, own: Place, bundle: &[u8], holdings: &Holdings) -> Result<Plan, Refusal> {
         let server = &manifest.servers[index];
         let given = grants::give(manifest, index, own, holdings)?;
+        // Whoever manages the pool keeps something of each frame.
+        let pool = holdings.pool.filter(|_| server.resources.contains(&Resource::Pool)).map_or(0, |pool| pool.count);
+        let more_tables = pool.div_ceil(POOL_FRAMES_PER_TABLE).min(own.count / 2);
         let mut programs = Vec::new();
         for program in &server.programs {
             let name = &program.file;
             let file = bundle::find(bundle, name).map_err(|error| format!("{error}"))?;
             let file = file.ok_or_else(|| format!("the bundle has no file {name:?}"))?;
             let image = Image::program(file.data).map_err(|error| format!("program {name:?}: {error}"))?;
-            let space = space::plan(own, &image, &given.foreign).map_err(|small| {
+            let space = space::plan(own, &image, &given.foreign, more_tables).map_err(|small| {
                 let (needed, has) = (small.needed >> 10, server.memory >> 10);
                 format!("program {name:?} needs {needed} KiB of memory, and the server has {has} KiB")
             })?;

@@ -18,7 +18,7 @@ use server_runtime::{
     protocol::{
         abi::Target,
         domain::{Device, Event, TRAP_QUEUE, line, queue_line},
-        layout::PAGE,
+        layout::{PAGE, POOL_FRAMES_PER_TABLE},
         manifest::{Resource, StartupResource},
         service::pager::{self, Request, Response},
     },
@@ -41,8 +41,6 @@ const ANSWERS: usize = 256;
 /// KiB that are read and written together, if the system file does not say.
 const BLOCK: u32 = 16;
 
-/// Frames of the pool whose records one page table of our own maps, at no more than 32 bytes each.
-const FRAMES_PER_TABLE: u64 = 512 * PAGE / 32;
 /// Page tables kept for other mappings.
 const TABLES_KEPT: u64 = 8;
 
@@ -99,7 +97,7 @@ fn start(
     };
     // A large pool needs a large table, and that page tables out of our own memory.
     let tables = startup.own_free_count.saturating_sub(TABLES_KEPT);
-    let count = pool.count.min(tables.saturating_mul(FRAMES_PER_TABLE));
+    let count = pool.count.min(tables.saturating_mul(POOL_FRAMES_PER_TABLE));
     let again = startup.incarnation > 0;
     let state = memory::map(kernel, pool.first, count, again)
         .map_err(|error| format!("cannot set up the frame table of {count} frames: {error}"))?;
