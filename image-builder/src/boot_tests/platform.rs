@@ -89,7 +89,7 @@ fn never(context: &mut Context<'_>, words: &[&str]) -> Result<()> {
 fn q35(context: &mut Context<'_>) -> Result<()> {
     boot(context, |machine| machine.debug_exit = false)?;
     context.line(0, &["memory-mapped configuration space", "segment 0 buses 00-ff"])?;
-    context.line(0, &["PCI", "8086:2922", "no driver in the system file"])?;
+    context.line(0, &["PCI", "8086:2930", "no driver in the system file"])?;
     for wrong in ["AML", "ACPI:", "MADT:"] {
         never(context, &["platform: ", wrong])?;
     }
