@@ -6,14 +6,15 @@ use x86_64::{instructions::port::Port, registers::model_specific::Msr};
 
 /// Oscillator of the legacy timer, in Hz.
 const PIT_HZ: u64 = 1_193_182;
-/// How long the clocks are compared each time: 5 ms.
-const PIT_TICKS: u64 = PIT_HZ / 200;
-/// Times that they are compared at most, until it is known how fast they are within one part of so many: an emulator may have to wait for its
-/// host just when one is read.
+/// How long the clocks are compared at least: 5 ms. The legacy timer goes round in 55 ms.
+const PIT_TICKS: u16 = (PIT_HZ / 200) as u16;
+/// Times that they are compared at most, until it is known how fast they are within one part of so many.
 const COMPARISONS: usize = 16;
 const PRECISION: u64 = 500;
-/// Polls after which the legacy timer is held to be missing.
-const PATIENCE: u32 = 50_000_000;
+/// Readings of all clocks of which the quickest counts: an emulator may have to wait for its host in the midst of one.
+const READINGS: usize = 8;
+/// Times that they are read before the legacy timer is held to be missing.
+const PATIENCE: u32 = 1_000_000;
 /// Used when nothing says how fast the TSC is.
 const ASSUMED_HZ: u64 = 1_000_000_000;
 
@@ -48,15 +49,14 @@ impl Clock {
     /// Measures TSC and timer against the legacy timer.
     pub fn measure(base: u64) -> Clock {
         let mut best: Option<Comparison> = None;
-        for _ in 0..COMPARISONS {
-            let Some(next) = against_pit() else { break };
+        for next in (0..COMPARISONS).filter_map(|_| against_pit()) {
             let best = best.insert(best.filter(|best| best.doubt <= next.doubt).unwrap_or(next));
             if best.doubt.saturating_mul(PRECISION) <= best.tsc {
                 break;
             }
         }
-        let hz = |ticks: u64| (u128::from(ticks) * u128::from(PIT_HZ) / u128::from(PIT_TICKS)) as u64;
-        let (tsc, timer) = best.map_or((0, 0), |best| (hz(best.tsc), hz(best.timer)));
+        let hz = |ticks: u64, pit: u64| (u128::from(ticks) * u128::from(PIT_HZ) / u128::from(pit.max(1))) as u64;
+        let (tsc, timer) = best.map_or((0, 0), |best| (hz(best.tsc, best.pit), hz(best.timer, best.pit)));
         let stated = stated_tsc_hz();
         let tsc_hz = stated.or((tsc != 0).then_some(tsc)).unwrap_or_else(|| {
             crate::say!("no way to measure the TSC: taking it for {} MHz; time may run wrong", ASSUMED_HZ / 1_000_000);
@@ -106,46 +106,89 @@ fn stated_tsc_hz() -> Option<u64> {
     Some(u64::from(leaf.ecx) * u64::from(leaf.ebx) / u64::from(leaf.eax))
 }
 
-/// What was counted while the legacy timer ran once.
+/// What the clocks counted between two readings.
 #[derive(Clone, Copy)]
 struct Comparison {
     /// Ticks of the TSC.
     tsc: u64,
     /// Ticks of the local APIC's timer.
     timer: u64,
-    /// By how many ticks of the TSC the beginning and the end may have been missed.
+    /// Ticks of the legacy timer.
+    pit: u64,
+    /// How many ticks of the TSC the readings took.
     doubt: u64,
 }
 
-/// Lets channel 2 of the legacy timer run once; `None` if it does not.
-fn against_pit() -> Option<Comparison> {
-    let mut gate: Port<u8> = Port::new(0x61);
-    let mut mode: Port<u8> = Port::new(0x43);
-    let mut counter: Port<u8> = Port::new(0x42);
-    // SAFETY: ports of the legacy timer and its gate, which nobody else uses yet: gate on, speaker off, one shot.
-    unsafe {
-        let before = gate.read() & !3;
-        gate.write(before | 1);
-        mode.write(0xb0);
-        counter.write(PIT_TICKS as u8);
-        let earliest = ticks();
-        counter.write((PIT_TICKS >> 8) as u8);
-        apic::set_timer(u32::MAX);
-        let start = ticks();
-        let mut running = start;
-        let over = (0..PATIENCE).any(|_| {
-            // Read before the port: what passes between the two is doubtful as well.
-            let now = ticks();
-            let over = gate.read() & 0x20 != 0;
-            if !over {
-                running = now;
+/// All clocks at one moment.
+#[derive(Clone, Copy)]
+struct Reading {
+    tsc: u64,
+    timer: u32,
+    pit: u16,
+    /// How many ticks of the TSC it took.
+    doubt: u64,
+}
+
+/// Channel 2 of the legacy timer (Intel 8254), which counts down once.
+struct Pit {
+    gate: Port<u8>,
+    mode: Port<u8>,
+    counter: Port<u8>,
+}
+
+impl Pit {
+    /// The quickest of some readings.
+    fn read(&mut self) -> Option<Reading> {
+        let one = |_| {
+            // SAFETY: the count is latched, then read; nobody else uses the timer yet.
+            unsafe {
+                let before = ticks();
+                self.mode.write(0x80u8);
+                let timer = apic::timer();
+                let doubt = ticks().wrapping_sub(before);
+                let pit = u16::from_le_bytes([self.counter.read(), self.counter.read()]);
+                Reading { tsc: before.wrapping_add(doubt / 2), timer, pit, doubt }
             }
-            over
-        });
-        let (end, left) = (ticks(), apic::timer());
-        let doubt = start.wrapping_sub(earliest).saturating_add(ticks().wrapping_sub(running));
-        apic::set_timer(0);
-        gate.write(before);
-        over.then_some(Comparison { tsc: end.wrapping_sub(start), timer: u64::from(u32::MAX - left), doubt })
+        };
+        (0..READINGS).map(one).min_by_key(|reading| reading.doubt)
     }
+
+    /// Whether it has counted to the end.
+    fn over(&mut self) -> bool {
+        // SAFETY: reading this port changes nothing.
+        unsafe { self.gate.read() & 0x20 != 0 }
+    }
+}
+
+/// Compares the clocks while the legacy timer runs. `None` if it does not, or has come to its end unnoticed.
+fn against_pit() -> Option<Comparison> {
+    let mut pit = Pit { gate: Port::new(0x61), mode: Port::new(0x43), counter: Port::new(0x42) };
+    // SAFETY: ports of the legacy timer and its gate, which nobody else uses yet: gate on, speaker off, one shot, from 65,535.
+    let before = unsafe {
+        let before = pit.gate.read() & !3;
+        pit.gate.write(before | 1);
+        pit.mode.write(0xb0);
+        pit.counter.write(0xff);
+        pit.counter.write(0xff);
+        before
+    };
+    apic::set_timer(u32::MAX);
+    // The count begins a little after it was set: this reading is for nothing.
+    let _ = pit.read();
+    let first = pit.read();
+    let last = (0..PATIENCE).find_map(|_| {
+        let last = pit.read().filter(|last| first.is_some_and(|first| first.pit.wrapping_sub(last.pit) >= PIT_TICKS));
+        (pit.over() || last.is_some()).then_some(last)
+    });
+    let over = pit.over();
+    apic::set_timer(0);
+    // SAFETY: as above.
+    unsafe { pit.gate.write(before) };
+    let (first, last) = (first?, last??);
+    (!over).then_some(Comparison {
+        tsc: last.tsc.wrapping_sub(first.tsc),
+        timer: u64::from(first.timer.wrapping_sub(last.timer)),
+        pit: u64::from(first.pit.wrapping_sub(last.pit)),
+        doubt: first.doubt.saturating_add(last.doubt),
+    })
 }
