@@ -52,14 +52,15 @@ impl Bochs {
             }
             _ => Default::default(),
         };
-        // The screen is that of a VNC server that waits for nobody. Time follows the instructions, at about the speed of the host.
+        // The screen is that of a VNC server that waits for nobody. It knows 256 colours at most; given such a mode, GRUB 2.06 writes their
+        // palette beyond the room for it, and crashes. So there is none, only text. Time follows the instructions, at about the speed of the host.
         format!(
             "display_library: rfb, options=\"timeout=0\"\n\
              megs: {memory}\n\
              cpu: model=corei7_skylake_x, count=1, ips=50000000, reset_on_triple_fault=0\n\
              romimage: file={BIOS}\n\
              vgaromimage: file={VIDEO_BIOS}\n\
-             vga: extension=vbe\n\
+             vga: extension=none\n\
              pci: enabled=1, chipset=i440fx, slot1=pcivga{nic_slot}\n\
              {nic}\
              ata0-master: type=cdrom, path=\"{image}\", status=inserted\n\

@@ -7,9 +7,9 @@
 use crate::{
     models::Kind,
     registers::{
-        self, CTRL, CTRL_EXT, Causes, Control, EIAC, EITR, ExtendedControl, ICR, IMC, IMS, ITR, IVAR, RADV, RAH, RAL,
-        RCTL, RDTR, RECEIVE, RFCTL, ReceiveControl, STATUS, Status, TCTL, TIDV, TIPG, TRANSMIT, TXDCTL,
-        TransmitControl,
+        self, CTRL, CTRL_EXT, Causes, Control, EERD, EIAC, EITR, EepromRead, ExtendedControl, ICR, IMC, IMS, ITR, IVAR,
+        OWN_ADDRESS, RADV, RAH, RAL, RCTL, RDTR, RECEIVE, RFCTL, ReceiveControl, STATUS, Status, TCTL, TIDV, TIPG,
+        TRANSMIT, TXDCTL, TransmitControl,
     },
     ring::{BYTES, LAST, Ring},
 };
@@ -151,14 +151,37 @@ impl<W: Wire> Nic<W> {
         false
     }
 
-    /// The card's own address, which it loads from its EEPROM after a reset.
-    fn read_mac(&self) -> Result<[u8; 6], Problem> {
-        let read = || {
+    /// The card's own address, which it loads from its EEPROM after a reset. The 8254x of some emulators do not: there the driver loads it.
+    fn own_mac(&self) -> Result<[u8; 6], Problem> {
+        let loaded = || {
             let [low, high] = [RAL, RAH].map(|register| self.wire.read(register).to_le_bytes());
-            [low[0], low[1], low[2], low[3], high[0], high[1]]
+            is_own([low[0], low[1], low[2], low[3], high[0], high[1]])
         };
-        let is_own = |mac: [u8; 6]| mac != [0; 6] && mac[0] & 1 == 0;
-        if self.wait(|| is_own(read())) { Ok(read()) } else { Err("the card has no address of its own".into()) }
+        if self.wait(|| loaded().is_some()) {
+            // Read again: what is looked at is what is taken.
+            return loaded().ok_or_else(no_mac);
+        }
+        let mac = self.eeprom_mac().and_then(is_own).ok_or_else(no_mac)?;
+        self.wire.write(RAL, u32::from_le_bytes([mac[0], mac[1], mac[2], mac[3]]));
+        self.wire.write(RAH, u32::from_le_bytes([mac[4], mac[5], 0, 0]) | OWN_ADDRESS);
+        Ok(mac)
+    }
+
+    /// The first six bytes of the EEPROM, if it can be read in the way of the 8254x.
+    fn eeprom_mac(&self) -> Option<[u8; 6]> {
+        if self.kind != Kind::Pci {
+            return None;
+        }
+        let mut mac = [0; 6];
+        for (word, bytes) in (0..).zip(mac.chunks_exact_mut(2)) {
+            self.wire.write(EERD, word << 8 | EepromRead::START.bits());
+            let is_done = || EepromRead::from_bits_retain(self.wire.read(EERD)).contains(EepromRead::DONE);
+            if !self.wait(is_done) {
+                return None;
+            }
+            bytes.copy_from_slice(&self.wire.read(EERD).to_le_bytes()[2..]);
+        }
+        Some(mac)
     }
 
     fn read_link(&mut self) {
@@ -236,7 +259,7 @@ impl<W: Wire> NetDriver for Nic<W> {
 
     fn restart(&mut self) -> Result<(), Problem> {
         self.reset()?;
-        self.mac = self.read_mac()?;
+        self.mac = self.own_mac()?;
         let control = Control::from_bits_retain(self.wire.read(CTRL));
         // Speed and duplex are what the PHY has negotiated. No pause frames: a switch that is slow loses packets, it stops nobody.
         let cleared = Control::MASTER_DISABLE
@@ -319,6 +342,15 @@ impl<W: Wire> NetDriver for Nic<W> {
         }
         self.wire.acknowledge();
     }
+}
+
+/// An address, if it can be a card's own: for one receiver, and not what registers hold that hold none.
+fn is_own(mac: [u8; 6]) -> Option<[u8; 6]> {
+    (mac != [0; 6] && mac[0] & 1 == 0).then_some(mac)
+}
+
+fn no_mac() -> Problem {
+    "the card has no address of its own".into()
 }
 
 const _: () = assert!(registers::LENGTH > RAH);

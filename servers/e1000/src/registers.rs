@@ -9,6 +9,8 @@ pub const LENGTH: usize = 0x6000;
 pub const CTRL: usize = 0x0000;
 /// Device status: [`Status`].
 pub const STATUS: usize = 0x0008;
+/// 8254x: reads a word of the EEPROM: [`EepromRead`].
+pub const EERD: usize = 0x0014;
 /// Extended device control: [`ExtendedControl`].
 pub const CTRL_EXT: usize = 0x0018;
 /// Causes of interrupts: [`Causes`]. Reading clears them all, writing those that are written.
@@ -47,8 +49,10 @@ pub const TXDCTL: usize = 0x3828;
 pub const RFCTL: usize = 0x5008;
 /// The card's own address, bytes 0 to 3, and 4 to 5.
 pub const RAL: usize = 0x5400;
-/// See [`RAL`].
+/// See [`RAL`]; also [`OWN_ADDRESS`].
 pub const RAH: usize = 0x5404;
+/// Of [`RAH`]: there is an address.
+pub const OWN_ADDRESS: u32 = 1 << 31;
 
 /// Of a ring: physical address, low half.
 pub const RING_LOW: usize = 0x00;
@@ -97,6 +101,16 @@ bitflags! {
         const LINK_UP = 1 << 1;
         /// PCI Express: accesses to memory are allowed, or under way.
         const MASTER_ENABLED = 1 << 19;
+        const _ = !0;
+    }
+
+    /// [`EERD`]. Bits 15 to 8 say which word, bits 31 to 16 are its value (8254x 13.4.4; the 82541 and 82547 differ).
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub struct EepromRead: u32 {
+        /// Read.
+        const START = 1 << 0;
+        /// The word was read.
+        const DONE = 1 << 4;
         const _ = !0;
     }
 

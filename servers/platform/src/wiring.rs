@@ -95,7 +95,8 @@ pub fn interrupt(mut template: &[u8]) -> Option<Line> {
             }
             // Interrupts of the legacy controllers: a mask, and perhaps flags.
             (0x20..=0x27, [low, high, flags @ ..]) => {
-                let mask = u16::from_le_bytes([*low, *high]);
+                // Interrupt 0 is the timer's: whoever shifts a number into the mask that is none says it.
+                let mask = u16::from_le_bytes([*low, *high]) & !1;
                 let number = (mask != 0).then(|| mask.trailing_zeros())?;
                 let flags = flags.first().copied().unwrap_or(1);
                 return Some(Line { number, level: flags & 1 == 0, low: flags & 8 != 0 });
@@ -144,7 +145,14 @@ mod tests {
         assert_eq!(interrupt(&[0x23, 0, 8, 0x18, 0x79, 0]), Some(Line { number: 11, level: true, low: true }));
         assert_eq!(interrupt(&[0x22, 0x20, 0, 0x79, 0]), Some(Line { number: 5, level: false, low: false }));
         assert_eq!(interrupt(&[0x47, 1, 0, 0, 0, 0, 0, 0, 0x22, 0x20, 0]).map(|line| line.number), Some(5));
-        for none in [&[][..], &[0x79, 0], &[0x89, 6, 0, 9, 1, 0, 0, 0, 0], &[0x22, 0, 0], &[0x89, 6, 0, 9, 1, 10]] {
+        for none in [
+            &[][..],
+            &[0x79, 0],
+            &[0x89, 6, 0, 9, 1, 0, 0, 0, 0],
+            &[0x22, 0, 0],
+            &[0x22, 1, 0],
+            &[0x89, 6, 0, 9, 1, 10],
+        ] {
             assert_eq!(interrupt(none), None, "{none:x?}");
         }
     }

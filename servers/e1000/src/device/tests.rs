@@ -26,6 +26,8 @@ struct Card {
     /// It was pulled out.
     gone: bool,
     mac: [u8; 6],
+    /// What its EEPROM holds, if that can be read.
+    eeprom: Option<[u8; 6]>,
     link: bool,
     acknowledged: usize,
     microseconds: u64,
@@ -44,6 +46,15 @@ impl Card {
                 let stopped = self.get(CTRL) & Control::MASTER_DISABLE.bits() != 0;
                 u32::from(self.link) << 1 | u32::from(!stopped) << 19
             }
+            EERD => match self.eeprom {
+                Some(bytes) if self.get(EERD) & 1 != 0 => {
+                    let word = (self.get(EERD) >> 8 & 0xff) as usize * 2;
+                    u32::from_le_bytes([0x10, word as u8 / 2, bytes[word], bytes[word + 1]])
+                }
+                _ => 0,
+            },
+            RAL if self.registers.contains_key(&RAL) => self.get(RAL),
+            RAH if self.registers.contains_key(&RAH) => self.get(RAH),
             RAL => u32::from_le_bytes([self.mac[0], self.mac[1], self.mac[2], self.mac[3]]),
             RAH => u32::from_le_bytes([self.mac[4], self.mac[5], 0, 0x80]),
             _ => self.get(register),
@@ -179,6 +190,7 @@ impl Bench {
             stuck: false,
             gone: false,
             mac: MAC,
+            eeprom: None,
             link: true,
             acknowledged: 0,
             microseconds: 0,
@@ -377,6 +389,24 @@ fn a_card_that_does_not_work_is_refused() {
     let small = Dma { memory: Region::of(vec![0; 16].leak()), physical: DMA };
     let card = Bench::new(KINDS[0]).card;
     assert!(Nic::new(Fake(card), Kind::Pci, Interrupts::One, small).is_err());
+}
+
+#[test]
+fn an_address_that_the_card_did_not_load_is_loaded() {
+    let mut bench = Bench::new(KINDS[0]);
+    (bench.card().mac, bench.card().eeprom) = ([0; 6], Some(MAC));
+    bench.start().unwrap();
+    assert_eq!(bench.rings.device().mac(), MAC);
+    let loaded = [RAL, RAH].map(|register| bench.card().read(register));
+    assert_eq!(loaded, [0x1200_5452, 0x8000_5634], "as the card would have done it");
+    for nonsense in [[0; 6], [0xff; 6]] {
+        bench.card().eeprom = Some(nonsense);
+        assert!(bench.start().unwrap_err().contains("address"));
+    }
+    // Later cards have their EEPROM elsewhere.
+    let mut bench = Bench::new(KINDS[1]);
+    (bench.card().mac, bench.card().eeprom) = ([0; 6], Some(MAC));
+    assert!(bench.start().unwrap_err().contains("address"));
 }
 
 proptest! {
