@@ -98,8 +98,11 @@ impl Device {
     /// Claims the next device of those that the system file names for this program.
     pub fn claim(startup: &Startup) -> Result<Device, Problem> {
         let platform = startup.channel("platform").ok_or("the system file gives no channel to the platform server")?;
-        let channel = platform.slot;
-        let mut platform = Client::new(channel);
+        Device::claim_next(platform.slot, Client::new(platform.slot), startup)
+    }
+
+    /// Claims the next one in a session that has perhaps others already: a new session would give them back.
+    fn claim_next(channel: u8, mut platform: Client<Platform>, startup: &Startup) -> Result<Device, Problem> {
         match platform.call(&Request::Claim { program: startup.program }) {
             Ok(Response::Device { device, info, bars, msix }) => {
                 Ok(Device { platform, channel, number: device, info, bars, msix })
@@ -118,8 +121,8 @@ impl Device {
         mut open: impl FnMut(&mut Device, u8) -> Result<D, Problem>,
     ) -> Result<D, Problem> {
         let mut line = line::HARDWARE_FIRST;
+        let mut device = Device::claim(startup)?;
         loop {
-            let mut device = Device::claim(startup)?;
             match open(&mut device, line) {
                 Ok(opened) => return Ok(opened),
                 Err(problem) => {
@@ -130,6 +133,7 @@ impl Device {
             }
             // Only as many devices as there are lines are of use.
             line = if line + 1 < line::COUNT { line + 1 } else { line };
+            device = Device::claim_next(device.channel, device.platform, startup)?;
         }
     }
 
