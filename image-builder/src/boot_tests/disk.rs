@@ -57,7 +57,11 @@ pub(super) const TESTS: &[BootTest] = &[
     test("disk-nvme-gone", "`disk-gone` with NVMe disks", |context| gone(context, DiskBus::Nvme)),
     test("disk-ahci", "`disk` with SATA disks", |context| disk(context, DiskBus::Ahci)),
     test("disk-ahci-kill", "`disk-kill` with SATA disks", |context| kill(context, DiskBus::Ahci)),
-    test("disk-ahci-errors", "`disk-errors` with SATA disks", |context| errors(context, DiskBus::Ahci)),
+    test(
+        "disk-ahci-errors",
+        "some requests of a SATA disk fail: its driver says so, and all is right in the end",
+        |context| errors(context, DiskBus::Ahci),
+    ),
     test("disk-ahci-stall", "`disk-stall` with SATA disks", |context| stall(context, DiskBus::Ahci)),
     test("disk-ahci-gone", "`disk-gone` with SATA disks", |context| gone(context, DiskBus::Ahci)),
     test(
