@@ -76,6 +76,8 @@ pub struct Model {
     pub asked: Vec<VmNumber>,
     /// Whether the pager ever says *later*.
     pub slow_pager: bool,
+    /// The server dies after so many more copies, requests and interrupts: nothing that it does from then on has any effect.
+    pub dies_after: Option<usize>,
 }
 
 impl Model {
@@ -96,6 +98,19 @@ impl Model {
             vms: BTreeMap::new(),
             asked: Vec::new(),
             slow_pager: false,
+            dies_after: None,
+        }
+    }
+
+    /// Whether the server is dead; a step of its way there.
+    fn is_dead(&mut self) -> bool {
+        match &mut self.dies_after {
+            Some(0) => true,
+            Some(left) => {
+                *left -= 1;
+                false
+            }
+            None => false,
         }
     }
 
@@ -185,6 +200,7 @@ impl Model {
         self.finished.clear();
         self.free = (0..self.buffers.len() as Slot).collect();
         self.asked.clear();
+        self.dies_after = None;
     }
 
     /// The pager brings something that it was asked for.
@@ -264,6 +280,9 @@ impl BlockDevice for Model {
     }
     fn submit(&mut self, slot: Slot, operation: Operation, block: u64, count: u32) {
         assert!(!self.free.contains(&slot) && !self.under_way.iter().any(|request| request.slot == slot));
+        if self.is_dead() {
+            return;
+        }
         let sectors = || self.medium.chunks_exact(512).map(|bytes| bytes.try_into().unwrap());
         let medium = (operation == Operation::Flush).then(|| self.versions.iter().copied().zip(sectors()).collect());
         self.under_way.push(UnderWay { slot, operation, block, count, medium });
@@ -282,7 +301,7 @@ impl BlockDevice for Model {
 impl Guests for Model {
     fn copy(&mut self, copies: &[Copy], fates: &mut Vec<Fate>) {
         for copy in copies {
-            let fate = self.copy_one(*copy);
+            let fate = if self.is_dead() { Fate::Done } else { self.copy_one(*copy) };
             fates.push(fate);
         }
     }
@@ -290,7 +309,8 @@ impl Guests for Model {
         &mut self.scratch
     }
     fn raise(&mut self, vm: VmRef) -> Fate {
-        match self.find(vm) {
+        let dead = self.is_dead();
+        match self.find(vm).filter(|_| !dead) {
             Some(memory) => {
                 memory.raised += 1;
                 Fate::Done

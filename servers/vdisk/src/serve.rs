@@ -402,10 +402,17 @@ impl<T: core::marker::Copy> Server<T> {
         let page = Page(&page[..length]);
         let Some(vm) = self.vms.get_mut(session) else { return true };
         vm.submitted = page.submitted();
+        let is_new = vm.own.is_none();
         let own = vm.own.get_or_insert_with(|| page.own());
+        // An earlier incarnation may have died after its last answer and before the interrupt.
+        let tell = is_new && own.completed != 0;
         if vm.submitted.wrapping_sub(own.taken) as usize > ENTRIES {
             // The index makes no sense: all that it stands for is lost.
             *own = Own { taken: vm.submitted, again: 0, ..*own };
+        }
+        if tell {
+            vm.raise = true;
+            self.enqueue_answers(session);
         }
         let mut has_room = true;
         for _ in 0..PER_TURN {

@@ -1,6 +1,6 @@
 use crate::{
     change::State,
-    model::{Chance, Model, WINDOW},
+    model::{Chance, Memory, Model, WINDOW},
     requests::Rights,
     serve::Server,
     store::{BLOCK, DATA_FIRST},
@@ -123,6 +123,8 @@ struct Guest {
     vm: u64,
     submitted: u32,
     completed: u32,
+    /// Interrupts that it has taken.
+    taken: u32,
     /// Requests under way, by entry: index, kind, disk, first block, blocks, value.
     open: Vec<Option<Open>>,
     disks: Vec<Contents>,
@@ -178,7 +180,7 @@ const PAGES: u64 = 1 + ENTRIES as u64 * 4;
 impl Guest {
     fn new(vm: u64, disks: &[(u64, bool)]) -> Guest {
         let disks = disks.iter().map(|(blocks, read_only)| Contents::new(*blocks, *read_only)).collect();
-        Guest { vm, submitted: 0, completed: 0, open: vec![None; ENTRIES], disks }
+        Guest { vm, submitted: 0, completed: 0, taken: 0, open: vec![None; ENTRIES], disks }
     }
 
     fn buffer(index: u32) -> usize {
@@ -255,9 +257,12 @@ impl Guest {
         system.server.rung(self.vm, at);
     }
 
-    /// Takes answers.
+    /// Takes answers, if it is told that there are some.
     fn look(&mut self, system: &System) {
-        let bytes = &system.model.vms[&self.vm].bytes;
+        let Memory { bytes, raised, .. } = &system.model.vms[&self.vm];
+        if core::mem::replace(&mut self.taken, *raised) == *raised {
+            return;
+        }
         let word = |offset: usize| u32::from_le_bytes(bytes[offset..offset + 4].try_into().unwrap());
         while self.completed != word(COMPLETED) {
             let place = COMPLETIONS + self.completed as usize % COMPLETION_ENTRIES * 8;
@@ -391,6 +396,9 @@ fn storm(seed: u64, rounds: usize, fails: usize, slow_pager: bool, restarts: boo
         if restarts && system.model.chance.one_in(60) {
             asked.drain(..).for_each(|(_, name, _)| _ = disks.remove(&name));
             let fails = core::mem::take(&mut system.model.fails);
+            // It dies in the middle of something.
+            system.model.dies_after = Some(system.model.chance.below(12));
+            system.round();
             system.restart();
             attach_all(&mut system);
             system.model.fails = fails;
