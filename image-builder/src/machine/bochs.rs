@@ -53,7 +53,8 @@ impl Bochs {
             _ => Default::default(),
         };
         // The screen is that of a VNC server that waits for nobody. It knows 256 colours at most; given such a mode, GRUB 2.06 writes their
-        // palette beyond the room for it, and crashes. So there is none, only text. Time follows the instructions, at about the speed of the host.
+        // palette beyond the room for it, and crashes. So there is none, only text. Nor is there sound: its mixer writes beyond its buffer on
+        // a host without a sound card. Time follows the instructions, at about the speed of the host.
         format!(
             "display_library: rfb, options=\"timeout=0\"\n\
              megs: {memory}\n\
@@ -66,6 +67,7 @@ impl Bochs {
              ata0-master: type=cdrom, path=\"{image}\", status=inserted\n\
              boot: cdrom\n\
              speaker: enabled=0\n\
+             sound: driver=dummy\n\
              com1: enabled=1, mode=file, dev=/dev/stdout\n\
              clock: sync=none\n\
              log: {log}\n\
