@@ -8,7 +8,7 @@ use miette::{Result, WrapErr, miette};
 use super::BootTest;
 use super::harness::Context;
 use super::pages::{AT_ONCE, PATIENCE, boot_changed};
-use crate::machine::lan::{Answer, Ask, End, Outcome};
+use crate::machine::lan::{Answer, Ask, End, Outcome, page};
 
 pub(super) const TESTS: &[BootTest] = &[BootTest {
     name: "lan",
@@ -42,7 +42,7 @@ fn lan(context: &mut Context<'_>) -> Result<()> {
     let answers = all(lan.ask_all(&asks, AT_ONCE, PATIENCE)?, &asks)?;
     for (answer, (name, address)) in answers.iter().zip(web.iter().cycle()) {
         let text = answer.text();
-        if !text.starts_with("HTTP/1.1 200") || !text.contains(name) {
+        if !page::is_of(&text, name, *address) {
             return Err(miette!("{address} answers with something else than the page of VM `{name}`: {text:.200}"));
         }
     }

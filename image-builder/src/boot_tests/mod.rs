@@ -19,6 +19,7 @@ mod nic;
 mod pages;
 mod platform;
 mod restart;
+mod scale;
 mod screen;
 mod smp;
 mod swap;
@@ -67,6 +68,7 @@ pub fn all() -> Vec<BootTest> {
         platform::TESTS,
         hostile::TESTS,
         restart::TESTS,
+        scale::TESTS,
         screen::TESTS,
         smp::TESTS,
         damage::TESTS,

@@ -63,10 +63,12 @@ impl<'a> Loader<'a> {
 
     /// Starts all VMs of the manifest. One that cannot be started is reported; the others go on.
     pub fn start_all(&mut self, peers: &mut impl Peers) {
+        let (begun, mut refused) = (peers.now(), 0);
         for index in 0..self.table.len() {
-            // Reported already.
-            let _ = self.start(peers, index);
+            refused += usize::from(self.start(peers, index).is_err());
         }
+        let (started, took) = (self.table.len() - refused, peers.now().saturating_sub(begun) / 1_000_000);
+        peers.log(format_args!("{started} VMs started, {refused} refused, in {took} ms"));
     }
 
     /// After a restart of the loader: finds the VMs that are there again. Those that are not stay stopped, since they may have

@@ -378,6 +378,7 @@ fn vms_get_their_disks_or_are_refused() {
         "vm second refused: another VM has one of its virtual disks (data)",
         "vm blind refused: it has virtual disks, but its image `web` uses none",
         "vm many refused: it has 5 disks; at most 4 are possible",
+        "3 VMs started, 5 refused, in 0 ms",
     ];
     assert_eq!(log, expected);
     assert_eq!(world.vms.keys().copied().collect::<Vec<_>>(), [1, 2, 8]);
@@ -432,7 +433,8 @@ fn starts_what_it_can_and_says_what_it_cannot() {
         ("clash", "MAC or IP address"),
         ("wordy", "too long"),
     ];
-    assert_eq!(log.len(), expected.len(), "{log:?}");
+    assert_eq!(log.len(), expected.len() + 1, "{log:?}");
+    assert!(log[expected.len()].starts_with("3 VMs started, 6 refused, in "), "{log:?}");
     for (line, (name, reason)) in log.iter().zip(expected) {
         assert!(line.starts_with(&format!("vm {name} refused: ")) && line.contains(reason), "{line}");
     }
@@ -467,6 +469,7 @@ fn stopped_vms_are_reported_cleaned_up_and_started_again() {
     world.stops.push_back((2, Stop::Ready));
     world.stops.push_back((9, Stop::Ready));
     world.vms.insert(2, false);
+    assert_eq!(world.take_log(), ["2 VMs started, 0 refused, in 0 ms"]);
     assert!(!loader.take_stops(&mut world));
     assert_eq!(world.take_log(), ["vm one ended with code 3", "destroying VM 9, which nobody has started"]);
     assert_eq!(world.vms.get(&2), Some(&true), "`ready` lets it go on");
@@ -529,6 +532,7 @@ fn restarted_servers_get_their_vms_back() {
     world.switch_error = Some(CallError::Restarted);
     loader.start_all(&mut world);
     assert_eq!(world.ports.len(), 1, "asked again after a restart in the middle");
+    world.take_log();
     world.ports.clear();
     world.consoles.clear();
     all_attached(&mut loader, &mut world);
@@ -560,6 +564,7 @@ fn a_restarted_loader_finds_its_vms() {
     let mut world = World::new();
     let vms = || vec![vm("one", "web", 1), vm("two", "web", 2), vm("three", "quiet", 3), vm("four", "quiet", 4)];
     world.loader(vms(), 0).start_all(&mut world);
+    world.take_log();
     world.vms.insert(3, false);
     let again = 1 << 24 | 1;
     world.vms.remove(&4);

@@ -5,6 +5,7 @@
 //! VM by the VM's address.
 
 pub mod link;
+pub mod page;
 pub mod wire;
 
 use std::collections::VecDeque;
