@@ -117,7 +117,7 @@ impl<H: Hardware> Ahci<H> {
                 Err(error) => problem = error,
             }
             // The next port gets the same memory.
-            port.stop(hardware)?;
+            port.stop_all(hardware)?;
         }
         Err(problem)
     }

@@ -26,6 +26,9 @@ pub struct Port {
     /// Commands issued, and queued ones that the disk has.
     issued: u32,
     active: u32,
+    /// Queued commands that the disk had when the port was stopped. QEMU says of them that they have ended once it may, perhaps when others
+    /// have their tags; so that must be when the link is reset.
+    dropped: u32,
     /// Whether the disk has failed a queued command: it takes nothing until it is reset.
     failed: bool,
     pub resets: usize,
@@ -48,18 +51,20 @@ impl Port {
             task: 0x50,
             issued: 0,
             active: 0,
+            dropped: 0,
             failed: false,
             resets: 0,
         }
     }
 
     fn restart(&mut self, now: u64) {
+        assert_eq!(self.active | self.dropped, 0, "the controller is reset with commands under way");
         (self.command, self.enabled, self.interrupts) = (0, 0, 0);
         self.reset_link(now);
     }
 
     fn reset_link(&mut self, now: u64) {
-        (self.issued, self.active, self.failed, self.task) = (0, 0, false, 0x50);
+        (self.issued, self.active, self.dropped, self.failed, self.task) = (0, 0, 0, false, 0x50);
         self.reset = now;
         self.resets += 1;
     }
@@ -213,7 +218,9 @@ impl Controller {
                         assert!(value & CMD_START == 0 || value & CMD_RECEIVE != 0, "commands without received FISes");
                         port.command = value & !(CMD_RUNNING | CMD_RECEIVING);
                         if value & CMD_START == 0 {
+                            port.dropped |= port.active;
                             (port.issued, port.active) = (0, 0);
+                            assert!(port.dropped == 0 || value & CMD_RECEIVE != 0, "their end can not be told");
                         }
                     }
                     SCTL => {

@@ -1,6 +1,10 @@
 //! The controller (host bus adapter): taking it over, resetting it.
 
-use crate::{error::Error, registers::*};
+use crate::{
+    error::Error,
+    port::{STOP, reset_links},
+    registers::*,
+};
 use block_driver::pci::hardware::Hardware;
 
 /// Nanoseconds that the firmware gets to let go of the controller, and that it gets more if it says that it is busy (10.6.3).
@@ -59,6 +63,7 @@ impl<H: Hardware> Hba<H> {
             return Err(Error::Gone);
         }
         let before = self.ports_with(|status| status & 0xf != 0);
+        self.end_commands();
         self.hardware.write(GHC, GHC_AHCI | GHC_RESET);
         if !self.hardware.wait(RESET, |hardware| hardware.read(GHC) & GHC_RESET == 0) {
             return Err(if self.hardware.read(CAP) == GONE { Error::Gone } else { Error::Reset });
@@ -76,6 +81,25 @@ impl<H: Hardware> Hba<H> {
         let expected = if before == 0 && staggered { self.ports } else { before };
         self.hardware.wait(LINKS, |hardware| numbers(expected).all(|port| is_up(hardware.read(of_port(port, SSTS)))));
         Ok(())
+    }
+
+    /// Has the disks give up what they have, while there is still somebody to tell: QEMU would tell it later, of other commands
+    /// ([`super::port::Port::stop`]).
+    fn end_commands(&mut self) {
+        let receives = |port: &usize| self.hardware.read(of_port(*port, CMD)) & CMD_RECEIVE != 0;
+        let ports = self.ports().filter(receives).fold(0, |ports, port| ports | 1 << port);
+        if ports == 0 {
+            return;
+        }
+        for register in numbers(ports).map(|port| of_port(port, CMD)) {
+            let command = self.hardware.read(register);
+            self.hardware.write(register, command & !CMD_START);
+        }
+        // What does not stop is reset all the same, with everything else.
+        let is_off = |hardware: &mut H| numbers(ports).all(|port| hardware.read(of_port(port, CMD)) & CMD_RUNNING == 0);
+        if self.hardware.wait(STOP, is_off) {
+            reset_links(&mut self.hardware, ports);
+        }
     }
 
     /// Ports whose SATA status is so, a bit for each.

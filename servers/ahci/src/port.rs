@@ -3,13 +3,14 @@
 use crate::{
     error::Error,
     fis::{self, Command},
+    hba::numbers,
     identify::{self, Identity},
     registers::*,
 };
 use block_driver::{Dma, pci::hardware::Hardware};
 
 /// Nanoseconds that a port may take to stop (10.3).
-const STOP: u64 = 500_000_000;
+pub const STOP: u64 = 500_000_000;
 /// Nanoseconds for which a reset of the link is said (10.4.2).
 const LINK_RESET: u64 = 1_000_000;
 /// Nanoseconds until the link is up again.
@@ -29,6 +30,19 @@ const IDENTITY: usize = TABLES + 32 * fis::TABLE;
 /// Bytes of memory for the device.
 pub const MEMORY: usize = IDENTITY + identify::LENGTH;
 const _: () = assert!(RECEIVED + RECEIVED_BYTES <= TABLES && RECEIVED.is_multiple_of(256));
+
+/// Resets the links of stopped ports, a bit for each.
+pub fn reset_links(hardware: &mut impl Hardware, ports: u32) {
+    for value in [1, 0] {
+        for register in numbers(ports).map(|port| of_port(port, SCTL)) {
+            let control = hardware.read(register) & !0xf;
+            hardware.write(register, control | value);
+        }
+        if value != 0 {
+            hardware.wait(LINK_RESET, |_| false);
+        }
+    }
+}
 
 /// A port and the memory for it.
 #[derive(Clone, Copy, Debug)]
@@ -60,24 +74,28 @@ impl Port {
         command.put(tag, header, table, data);
     }
 
-    /// Stops it: all commands are forgotten.
-    pub fn stop(&self, hardware: &mut impl Hardware) -> Result<(), Error> {
-        for (engine, running) in [(CMD_START, CMD_RUNNING), (CMD_RECEIVE, CMD_RECEIVING)] {
-            let command = self.read(hardware, CMD);
-            self.write(hardware, CMD, command & !engine);
-            if !hardware.wait(STOP, |hardware| self.read(hardware, CMD) & running == 0) {
-                return Err(Error::Stuck(self.number));
-            }
-        }
-        Ok(())
-    }
-
     /// Resets the link, and with it the disk. The port was stopped.
     pub fn reset_link(&self, hardware: &mut impl Hardware) {
-        let control = self.read(hardware, SCTL) & !0xf;
-        self.write(hardware, SCTL, control | 1);
-        hardware.wait(LINK_RESET, |_| false);
-        self.write(hardware, SCTL, control);
+        reset_links(hardware, 1 << self.number);
+    }
+
+    /// Stops it: all commands are forgotten. It still receives what the disk says: QEMU keeps to itself which commands have ended until it
+    /// can say so, and would say it of later ones with the same tags.
+    pub fn stop(&self, hardware: &mut impl Hardware) -> Result<(), Error> {
+        self.stop_engine(hardware, CMD_START, CMD_RUNNING)
+    }
+
+    /// Stops it, and from then on it touches no memory.
+    pub fn stop_all(&self, hardware: &mut impl Hardware) -> Result<(), Error> {
+        self.stop(hardware)?;
+        self.stop_engine(hardware, CMD_RECEIVE, CMD_RECEIVING)
+    }
+
+    fn stop_engine(&self, hardware: &mut impl Hardware, engine: u32, running: u32) -> Result<(), Error> {
+        let command = self.read(hardware, CMD);
+        self.write(hardware, CMD, command & !engine);
+        let stopped = hardware.wait(STOP, |hardware| self.read(hardware, CMD) & running == 0);
+        if stopped { Ok(()) } else { Err(Error::Stuck(self.number)) }
     }
 
     /// Starts it, which was stopped or reset, and waits until the disk is ready. Fails if it is no disk.
@@ -86,10 +104,13 @@ impl Port {
         if !hardware.wait(LINK, link) {
             return Err(Error::Link(self.number));
         }
-        let memory = self.memory.physical;
-        for (register, address) in [(CLB, memory + LIST as u64), (FB, memory + RECEIVED as u64)] {
-            self.write(hardware, register, address as u32);
-            self.write(hardware, register + 4, (address >> 32) as u32);
+        // They must stay what they are while it receives.
+        if self.read(hardware, CMD) & CMD_RECEIVE == 0 {
+            let memory = self.memory.physical;
+            for (register, address) in [(CLB, memory + LIST as u64), (FB, memory + RECEIVED as u64)] {
+                self.write(hardware, register, address as u32);
+                self.write(hardware, register + 4, (address >> 32) as u32);
+            }
         }
         self.write(hardware, SERR, !0);
         self.write(hardware, PORT_IS, !0);

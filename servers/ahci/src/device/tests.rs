@@ -233,7 +233,8 @@ fn a_port_that_does_not_run_has_finished_nothing() {
         bench.disk.notify();
         // Somebody else has stopped it, and all registers of commands are zeros.
         let mut wire = Fake(bench.controller.clone());
-        wire.write(of_port(AT, CMD), 0);
+        let command = wire.read(of_port(AT, CMD));
+        wire.write(of_port(AT, CMD), command & !CMD_START);
         assert_eq!(wire.read(of_port(AT, SACT)) | wire.read(of_port(AT, CI)), 0);
         assert_eq!(bench.disk.finished(), None);
         bench.disk.reset().unwrap();
