@@ -15,6 +15,7 @@ pub mod image;
 pub mod interrupt;
 pub mod lines;
 pub mod lint;
+pub mod load;
 pub mod machine;
 pub mod process;
 pub mod session;

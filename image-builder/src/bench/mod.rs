@@ -8,6 +8,7 @@ mod disk;
 mod drivers;
 mod ipc;
 pub mod result;
+mod scale;
 mod smp;
 mod swap;
 mod vdisk;
@@ -38,7 +39,7 @@ pub struct Benchmark {
 }
 
 /// All benchmarks.
-pub fn all() -> [Benchmark; 7] {
+pub fn all() -> [Benchmark; 8] {
     [
         ipc::BENCHMARK,
         boot::BENCHMARK,
@@ -47,6 +48,7 @@ pub fn all() -> [Benchmark; 7] {
         disk::BENCHMARK,
         vdisk::BENCHMARK,
         swap::BENCHMARK,
+        scale::BENCHMARK,
     ]
 }
 

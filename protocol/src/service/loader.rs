@@ -20,6 +20,20 @@ pub enum Request<'a> {
     Start(&'a str),
     /// Destroys a VM.
     Stop(&'a str),
+    /// Starts VMs whose names begin so and that are not running, from number `from` on; as many as one answer has time for.
+    StartAll {
+        /// Beginning of the names.
+        prefix: &'a str,
+        /// First number.
+        from: u64,
+    },
+    /// Destroys such VMs that are running, likewise.
+    StopAll {
+        /// Beginning of the names.
+        prefix: &'a str,
+        /// First number.
+        from: u64,
+    },
     /// Figures of memory and swap space.
     Memory,
 }
@@ -75,6 +89,15 @@ pub enum Response {
     Done,
     /// VMs, and the number to go on from if there are more.
     Vms(Vec<VmInfo>, Option<u64>),
+    /// So many VMs were started or destroyed, so many could not be started, and the number to go on from if there may be more.
+    Many {
+        /// Started or destroyed.
+        done: u64,
+        /// Could not be started; the log says why.
+        refused: u64,
+        /// Where to go on.
+        next: Option<u64>,
+    },
     /// Figures of memory and swap space.
     Memory(MemoryInfo),
     /// No VM has this name.

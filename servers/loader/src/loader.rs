@@ -31,6 +31,11 @@ use server_runtime::CallError;
 
 /// Stops handled before requests get their turn.
 const STOPS_AT_ONCE: usize = 32;
+/// Why a VM is no more.
+const STOPPED: &str = "stopped by the operator";
+/// VMs started or ended, and looked at, for one request about many.
+const MANY_AT_ONCE: u64 = 16;
+const LOOKS_AT_ONCE: usize = 2048;
 /// Bytes of a list that an answer has room for; a message has 4,096.
 const LIST_BYTES: usize = 3500;
 /// Upper bound of the numbers in an entry of a list, encoded, besides its texts.
@@ -382,10 +387,12 @@ impl<'a> Loader<'a> {
                 None => Response::Unknown,
                 Some(index) if self.table.running(index).is_none() => Response::WrongState,
                 Some(index) => {
-                    self.give_up(peers, index, "stopped by the operator");
+                    self.give_up(peers, index, STOPPED);
                     Response::Done
                 }
             },
+            Request::StartAll { prefix, from } => self.many(peers, prefix, *from, true),
+            Request::StopAll { prefix, from } => self.many(peers, prefix, *from, false),
             Request::Memory => match peers.pager(&pager::Request::Pool, Lent::Nothing) {
                 Ok(pager::Response::Pool {
                     total,
@@ -416,6 +423,31 @@ impl<'a> Loader<'a> {
                 other => Response::Failed(format!("the pager did not say: {}", unexpected(other))),
             },
         }
+    }
+
+    /// Starts or ends VMs whose names begin so. Of each that is ended there is no line in the log: the operator wants all.
+    fn many(&mut self, peers: &mut impl Peers, prefix: &str, from: u64, start: bool) -> Response {
+        let from = usize::try_from(from).unwrap_or(usize::MAX).min(self.table.len());
+        let (mut done, mut refused) = (0, 0);
+        for index in from..self.table.len() {
+            if done + refused >= MANY_AT_ONCE || index - from >= LOOKS_AT_ONCE {
+                return Response::Many { done, refused, next: Some(index as u64) };
+            }
+            let running = self.table.running(index);
+            if running.is_some() == start || !self.name(index).starts_with(prefix) {
+                continue;
+            }
+            if start {
+                match self.start(peers, index) {
+                    Ok(()) => done += 1,
+                    Err(_) => refused += 1,
+                }
+            } else if let Some(vm) = self.table.set_stopped(index, STOPPED.to_owned()) {
+                self.end(peers, index, vm);
+                done += 1;
+            }
+        }
+        Response::Many { done, refused, next: None }
     }
 
     /// VMs by number of their entry: `from` is 0 or what the answer before said.

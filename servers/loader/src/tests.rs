@@ -526,6 +526,41 @@ fn an_image_that_the_pager_forgot_is_given_again() {
 }
 
 #[test]
+fn many_are_ended_and_started_some_at_a_time() {
+    let mut world = World::new();
+    let vms = (1..=40).map(|n| vm(&format!("{}-{n}", if n == 7 { "other" } else { "web" }), "web", n)).collect();
+    let mut loader = world.loader(vms, 0);
+    loader.start_all(&mut world);
+    world.take_log();
+    let all = |loader: &mut Loader, world: &mut World, request: fn(u64) -> Request<'static>| {
+        let (mut from, mut sum, mut answers) = (0, 0, 0);
+        loop {
+            answers += 1;
+            match loader.request(world, &request(from)) {
+                Response::Many { done, refused: 0, next } => {
+                    sum += done;
+                    match next {
+                        Some(next) => from = next,
+                        None => return (sum, answers),
+                    }
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    };
+    let stop = |from| Request::StopAll { prefix: "web-", from };
+    let start = |from| Request::StartAll { prefix: "web-", from };
+    assert_eq!(all(&mut loader, &mut world, stop), (39, 3));
+    assert_eq!(world.vms.keys().copied().collect::<Vec<_>>(), [7], "one has another name");
+    assert_eq!(all(&mut loader, &mut world, stop), (0, 1), "they are not running any more");
+    assert_eq!(all(&mut loader, &mut world, start), (39, 3));
+    assert_eq!(world.vms.len(), 40);
+    assert_eq!(world.take_log(), [] as [String; 0]);
+    let beyond = loader.request(&mut world, &Request::StopAll { prefix: "", from: u64::MAX });
+    assert_eq!(beyond, Response::Many { done: 0, refused: 0, next: None });
+}
+
+#[test]
 fn restarted_servers_get_their_vms_back() {
     let mut world = World::new();
     let mut loader = world.loader(vec![vm("one", "web", 1), vm("two", "quiet", 2)], 0);

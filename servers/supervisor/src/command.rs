@@ -75,8 +75,16 @@ const FORMS: [Form; 14] = [
         about: "lists the servers: state, restarts, memory, time",
     },
     Form { word: "vms", make: Make::Plain(|| Command::Vms), about: "lists the VMs" },
-    Form { word: "start", make: Make::Name("VM", Command::Start), about: "starts a VM of the system file" },
-    Form { word: "stop", make: Make::Name("VM", Command::Stop), about: "stops a VM for good" },
+    Form {
+        word: "start",
+        make: Make::Name("VM", Command::Start),
+        about: "starts a VM of the system file, or all of a kind: start web-*",
+    },
+    Form {
+        word: "stop",
+        make: Make::Name("VM", Command::Stop),
+        about: "stops a VM for good, or all of a kind: stop web-*",
+    },
     Form {
         word: "kill",
         make: Make::Name("SERVER", Command::Kill),

@@ -78,6 +78,8 @@ impl Peers {
                 self.server(name, &init::Request::Start(name), "it is running, or about to be restarted")
             }
             Command::Vms => self.vms(),
+            Command::Start(name) if name.ends_with('*') => self.many(name, true),
+            Command::Stop(name) if name.ends_with('*') => self.many(name, false),
             Command::Start(name) => self.vm(name, &loader::Request::Start(name), "it is running"),
             Command::Stop(name) => self.vm(name, &loader::Request::Stop(name), "it is not running"),
             Command::Memory => self.memory(),
@@ -139,6 +141,29 @@ impl Peers {
             loader::Response::WrongState => Err(format!("VM {name}: {wrong}")),
             loader::Response::Failed(why) => Err(format!("VM {name}: {why}")),
             other => Err(unexpected("loader", &other)),
+        }
+    }
+
+    /// Starts or stops all VMs whose names begin as a pattern does.
+    fn many(&mut self, pattern: &str, start: bool) -> Result<String, String> {
+        let prefix = pattern.trim_end_matches('*');
+        let (mut from, mut all, mut failed) = (0, 0, 0);
+        loop {
+            let request = match start {
+                true => loader::Request::StartAll { prefix, from },
+                false => loader::Request::StopAll { prefix, from },
+            };
+            // What was done is not done again.
+            match ask(&mut self.loader, &request, true)? {
+                loader::Response::Many { done, refused, next } => {
+                    (all, failed) = (all + done, failed + refused);
+                    match next.filter(|next| *next > from) {
+                        Some(next) => from = next,
+                        None => return Ok(show::many(start, all, failed)),
+                    }
+                }
+                other => return Err(unexpected("loader", &other)),
+            }
         }
     }
 

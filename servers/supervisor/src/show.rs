@@ -12,6 +12,15 @@ use protocol::service::{
     vdisk::DiskInfo,
 };
 
+/// How many VMs one command has started or stopped.
+pub fn many(start: bool, done: u64, refused: u64) -> String {
+    match (start, refused) {
+        (true, 0) => format!("{done} VMs started\n"),
+        (true, _) => format!("{done} VMs started, {refused} refused: the log says why\n"),
+        (false, _) => format!("{done} VMs stopped\n"),
+    }
+}
+
 /// The list of servers.
 pub fn servers(servers: &[ServerInfo]) -> String {
     let row = |server: &ServerInfo| {

@@ -45,7 +45,7 @@ pub(super) fn measure(session: &mut Session) -> Result<Vec<Measurement>> {
 }
 
 /// Bytes in use by part of the system. What the pool does not have counts from the most that it could have.
-fn parts(figures: &Figures) -> BTreeMap<String, i64> {
+pub fn parts(figures: &Figures) -> BTreeMap<String, i64> {
     let mut parts: BTreeMap<_, _> =
         figures.of("heap-").map(|(server, bytes)| (format!("heap-of-{server}"), bytes as i64)).collect();
     parts.insert("frames-of-the-pager".into(), (figures.get("own") * PAGE) as i64);

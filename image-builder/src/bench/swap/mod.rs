@@ -9,8 +9,8 @@
 //!
 //! All figures are the system's own ([`figures`]): a server that does nothing else asks the pager, the driver and the others for them.
 
-mod bytes;
-mod figures;
+pub(super) mod bytes;
+pub(super) mod figures;
 mod load;
 mod throughput;
 mod wake;
@@ -48,14 +48,15 @@ fn run(session: &mut Session) -> Result<Vec<Measurement>> {
 }
 
 /// A machine of a benchmark that runs.
-struct Bench {
-    running: Running,
+pub(super) struct Bench {
+    /// The machine.
+    pub running: Running,
     sockets: TempDir,
 }
 
 impl Bench {
     /// Starts a machine with new disks that move so many bytes a second; `None`: as many as the host does.
-    fn start(
+    pub fn start(
         session: &mut Session,
         system: &System,
         built: &Built,
@@ -80,7 +81,7 @@ impl Bench {
     }
 
     /// Waits for a line.
-    fn wait(&mut self, from: usize, limit: Duration, what: &str, wanted: impl Fn(&str) -> bool) -> Result<()> {
+    pub fn wait(&mut self, from: usize, limit: Duration, what: &str, wanted: impl Fn(&str) -> bool) -> Result<()> {
         let deadline = Instant::now() + limit;
         let line = self.running.serial.wait(from, deadline, |line| wanted(line) || is_last_word(line));
         interrupt::check()?;
@@ -94,7 +95,7 @@ impl Bench {
     }
 
     /// All figures that it told so far.
-    fn figures(&self) -> Vec<Figures> {
+    pub fn figures(&self) -> Vec<Figures> {
         self.running.serial.since(0).iter().filter_map(Figures::of_line).collect()
     }
 }

@@ -175,13 +175,27 @@ impl Lan {
 
     /// Asks many VMs, `at_once` at a time, each for at most `limit`. What became of each, in the same order.
     pub fn ask_all(&mut self, asks: &[Ask], at_once: usize, limit: Duration) -> Result<Vec<Outcome>> {
+        self.ask_at(asks, &[], at_once, limit)
+    }
+
+    /// The same, each not before its time from now; later if `at_once` others are being asked then, which counts as time that its answer took.
+    pub fn ask_at(
+        &mut self,
+        asks: &[Ask],
+        times: &[Duration],
+        at_once: usize,
+        limit: Duration,
+    ) -> Result<Vec<Outcome>> {
+        let started = Instant::now();
+        let due = |index: usize| times.get(index).map(|time| started + *time);
         let mut outcomes = vec![Err(Failure::NoConnection); asks.len()];
         let mut next = 0;
         let mut asking: Vec<Asking> = Vec::new();
         while next < asks.len() || !asking.is_empty() {
             interrupt::check()?;
-            while asking.len() < at_once.max(1) && next < asks.len() {
-                let begun = Instant::now();
+            let is_due = |index| due(index).is_none_or(|due| due <= Instant::now());
+            while asking.len() < at_once.max(1) && next < asks.len() && is_due(next) {
+                let begun = due(next).unwrap_or_else(Instant::now);
                 let handle = self.connect(&asks[next])?;
                 let deadline = begun + limit;
                 let received = Vec::new();
@@ -203,7 +217,8 @@ impl Lan {
             }
             asking = kept;
             self.sweep(now);
-            self.wait()?;
+            let has_room = asking.len() < at_once.max(1);
+            self.wait(due(next).filter(|_| has_room))?;
         }
         Ok(outcomes)
     }
@@ -292,11 +307,12 @@ impl Lan {
         Ok(())
     }
 
-    /// Waits until something arrives or is due, but not for long.
-    fn wait(&mut self) -> Result<()> {
+    /// Waits until something arrives or is due, the next question included, but not for long.
+    fn wait(&mut self, next: Option<Instant>) -> Result<()> {
         let delay = self.interface.poll_delay(self.time(), &self.sockets);
         let nap = delay.map_or(NAP, |delay| Duration::from_micros(delay.total_micros()).min(NAP));
-        self.device.take(Instant::now() + nap)
+        let end = Instant::now() + nap;
+        self.device.take(next.map_or(end, |next| end.min(next)))
     }
 }
 

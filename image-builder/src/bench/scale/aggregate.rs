@@ -1,0 +1,73 @@
+//! Throughput of all web servers together, by their number. All are in memory.
+//!
+//! A page for each second of the emulated processor's own time counts: what the client on the host takes is not measured.
+
+use miette::{Result, miette};
+
+use super::fleet::{Fleet, PATIENCE, Size};
+use super::result;
+use crate::bench::result::{Better, Measurement};
+use crate::machine::lan::Ask;
+use crate::machine::power::Chance;
+use crate::session::Session;
+use crate::ui::Step;
+
+/// Numbers of VMs; the last one only for `--long`.
+const VMS: [u64; 5] = [1, 10, 100, 1000, 10_000];
+/// Requests that are counted, and connections at once.
+const REQUESTS: usize = 6000;
+const AT_ONCE: usize = 16;
+/// KiB of memory for each VM, and MiB besides.
+const MEMORY: (u64, u64) = (160, 128);
+/// Characters of the longest bar.
+const BAR: f64 = 50.0;
+
+pub(super) fn measure(session: &mut Session) -> Result<Vec<Measurement>> {
+    let mut rates = Vec::new();
+    let mut all = Vec::new();
+    let count = if session.long { VMS.len() } else { VMS.len() - 1 };
+    for vms in VMS.into_iter().take(count) {
+        let (rate, by_the_clock) = rate(session, vms)?;
+        rates.push((vms, rate));
+        let params = format!("vms={vms} object=2258 by-the-clock={by_the_clock:.0}");
+        all.push(result("http-aggregate", rate, "requests/s", Better::Higher, &params));
+    }
+    let most = rates.iter().fold(0.0, |most: f64, (_, rate)| most.max(*rate));
+    println!("\nRequests a second of processor time, by the number of VMs:");
+    for (vms, rate) in &rates {
+        println!("{vms:>8}  {}  {rate:.0}", "█".repeat((rate / most * BAR).round() as usize));
+    }
+    println!();
+    if let (Some((_, one)), Some((vms, last))) = (rates.first(), rates.last()) {
+        let share = 100.0 * last / one;
+        all.push(result(&format!("http-{vms}-over-1"), share, "percent", Better::Higher, "object=2258"));
+    }
+    Ok(all)
+}
+
+/// Requests in a second of the processor's time, and in one that passes.
+fn rate(session: &mut Session, vms: u64) -> Result<(f64, f64)> {
+    let memory = MEMORY.1 + vms * MEMORY.0 / 1024;
+    let mut fleet = Fleet::start(session, Size { vms, memory, processors: 1, serving: 0 })?;
+    // The first request of a VM brings its pages into being.
+    for _ in 0..2 {
+        let (answered, _) = fleet.ask_each()?;
+        if answered as u64 != vms {
+            return Err(miette!("of {vms} VMs {answered} have answered"));
+        }
+    }
+    let mut chance = Chance(vms);
+    let asks: Vec<_> =
+        (0..REQUESTS).map(|_| Ask::page(fleet.vms[(chance.next() % vms) as usize].1, 80, "/objects/2258")).collect();
+    let step = Step::start(format!("Asking {vms} VMs by chance"));
+    let (busy, begun) = (fleet.busy()?, std::time::Instant::now());
+    let outcomes = fleet.lan.ask_all(&asks, AT_ONCE, PATIENCE)?;
+    let (busy, passed) = (fleet.busy()?.saturating_sub(busy), begun.elapsed());
+    let failed = outcomes.iter().filter(|outcome| outcome.is_err()).count();
+    step.done("");
+    fleet.end();
+    if failed > 0 {
+        return Err(miette!("of {REQUESTS} requests to {vms} VMs {failed} failed"));
+    }
+    Ok((REQUESTS as f64 / busy.as_secs_f64(), REQUESTS as f64 / passed.as_secs_f64()))
+}

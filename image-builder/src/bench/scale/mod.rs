@@ -1,0 +1,34 @@
+//! `bench scale`: many VMs.
+//!
+//! | file | results |
+//! |---|---|
+//! | `many` | `create-seconds`, `vms-answered`, `kib-per-idle-vm` and its parts |
+//! | `aggregate` | `http-aggregate` by the number of VMs, `http-10000-over-1` |
+//! | `latency` | `latency`: by load and object, and while VMs are ended and started |
+//!
+//! All VMs are web servers, and a host on their network is the client of each at its own address ([`crate::machine::lan`]). `--long` goes as far as
+//! the project is to go.
+
+mod aggregate;
+mod fleet;
+mod latency;
+mod many;
+
+use miette::Result;
+
+use super::result::Measurement;
+use super::{Benchmark, measurement as result};
+use crate::session::Session;
+
+pub(super) const BENCHMARK: Benchmark = Benchmark {
+    name: "scale",
+    about: "many web servers: creation, memory of an idle one, throughput of all together, and how long answers take",
+    run,
+};
+
+fn run(session: &mut Session) -> Result<Vec<Measurement>> {
+    let mut all = many::measure(session)?;
+    all.extend(latency::measure(session)?);
+    all.extend(aggregate::measure(session)?);
+    Ok(all)
+}
