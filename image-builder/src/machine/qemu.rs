@@ -44,12 +44,10 @@ pub enum Network {
         /// Ports of the host that lead to VMs.
         forwards: Vec<Forward>,
     },
-    /// A UDP socket: each datagram is one Ethernet frame. For tests that look at frames.
+    /// A UNIX socket that carries Ethernet frames: for a host on the VMs' own network, and tests that look at frames.
     Frames {
-        /// Port on 127.0.0.1 from which QEMU sends.
-        local: u16,
-        /// Port on 127.0.0.1 to which it sends.
-        remote: u16,
+        /// Where somebody listens.
+        socket: PathBuf,
     },
     /// No NIC.
     None,
@@ -216,7 +214,7 @@ impl Machine {
             // Nothing boots from the network: an option ROM for it only costs time.
             let nic = self.nic.device();
             let device = format!("{nic}{},id=nic,netdev=net,mac={MACHINE_MAC},romfile=", self.dma(nic));
-            add(&["-netdev", &netdev, "-device", &device]);
+            arguments.extend(["-netdev".into(), netdev, "-device".into(), device.into()]);
         }
         for (index, disk) in self.disks.iter().enumerate() {
             arguments.extend(["-blockdev".into(), disk.blockdev()]);
@@ -323,17 +321,19 @@ impl Boot {
 }
 
 impl Network {
-    fn netdev(&self) -> Option<String> {
+    fn netdev(&self) -> Option<OsString> {
         match self {
             Network::User { network: (address, prefix), gateway, name_server, forwards } => {
                 let mut netdev = format!("user,id=net,net={address}/{prefix},host={gateway},dns={name_server}");
                 for forward in forwards {
                     netdev += &format!(",hostfwd=tcp:127.0.0.1:{}-{}:{}", forward.host, forward.address, forward.port);
                 }
-                Some(netdev)
+                Some(netdev.into())
             }
-            Network::Frames { local, remote } => {
-                Some(format!("socket,id=net,udp=127.0.0.1:{remote},localaddr=127.0.0.1:{local}"))
+            Network::Frames { socket } => {
+                let mut netdev = OsString::from("stream,id=net,server=off,addr.type=unix,addr.path=");
+                push_path(&mut netdev, socket);
+                Some(netdev)
             }
             Network::None => None,
         }
@@ -474,9 +474,9 @@ mod tests {
 
     #[test]
     fn kvm_and_frames() {
-        let network = Network::Frames { local: 1, remote: 2 };
+        let network = Network::Frames { socket: "w".into() };
         let line = Machine { accelerator: Accelerator::Kvm, network, ..machine() }.command_line();
         assert!(line.contains("-accel kvm -cpu host"), "{line}");
-        assert!(line.contains("socket,id=net,udp=127.0.0.1:2,localaddr=127.0.0.1:1"), "{line}");
+        assert!(line.contains("stream,id=net,server=off,addr.type=unix,addr.path=w"), "{line}");
     }
 }

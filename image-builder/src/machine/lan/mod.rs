@@ -1,7 +1,7 @@
 //! A host on the VMs' own network, for tests that talk to many VMs at once.
 //!
 //! QEMU's user-mode network leads to a VM by a port of the host for each, which thousands of VMs are too many for. Here the machine's NIC is
-//! a UDP socket ([`wire`]), and behind it is one host, the gateway of the network, with a TCP/IP of its own (`smoltcp`): it connects to each
+//! a UNIX socket ([`wire`]), and behind it is one host, the gateway of the network, with a TCP/IP of its own (`smoltcp`): it connects to each
 //! VM by the VM's address.
 
 pub mod link;
@@ -348,11 +348,11 @@ impl Device for Cable {
 
     fn receive(&mut self, _: Time) -> Option<(Arrival, Departure<'_>)> {
         let packet = self.arrived.pop_front()?;
-        Some((Arrival(packet), Departure { wire: &self.wire, link: &mut self.link }))
+        Some((Arrival(packet), Departure { wire: &mut self.wire, link: &mut self.link }))
     }
 
     fn transmit(&mut self, _: Time) -> Option<Departure<'_>> {
-        Some(Departure { wire: &self.wire, link: &mut self.link })
+        Some(Departure { wire: &mut self.wire, link: &mut self.link })
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
@@ -374,7 +374,7 @@ impl RxToken for Arrival {
 
 /// A packet to send.
 struct Departure<'a> {
-    wire: &'a Wire,
+    wire: &'a mut Wire,
     link: &'a mut Link,
 }
 
