@@ -45,7 +45,7 @@ pub enum Request {
         bar: u8,
     },
     /// Takes an interrupt of the device: an interrupt capability comes with the answer. MSI-X where the device has it
-    /// (then `index` is the table entry), else MSI (index 0), else its INTx line; see [`Response::Shared`].
+    /// (then `index` is the table entry), else MSI (index 0), else its INTx line; see [`Response::Shared`]. A device has 8 at most; more are [`Response::Failed`].
     Interrupt {
         /// Device.
         device: DeviceNumber,

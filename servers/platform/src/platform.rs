@@ -18,6 +18,8 @@ use protocol::{
     service::platform::{DeviceNumber, Request, Response},
 };
 
+/// Most messages that one device may interrupt by.
+const MESSAGES_MAX: usize = 8;
 /// Most looks at the IOMMU's records in one go: more than there are devices that may be stopped.
 const FAULT_ROUNDS: usize = 512;
 
@@ -418,6 +420,8 @@ impl<M: Machine> Platform<M> {
         let known = function.interrupts.iter().find(|interrupt| interrupt.index == index);
         let (slot, message) = match known {
             Some(interrupt) => (interrupt.slot, interrupt.message),
+            // Each takes one of this server's slots, of which other drivers need some too.
+            None if function.interrupts.len() >= MESSAGES_MAX => return None,
             None => {
                 let (slot, message) = self.machine.interrupt(InterruptSource::Message)?;
                 function.interrupts.push(Interrupt { index, slot, message });
@@ -735,6 +739,24 @@ mod tests {
         assert_eq!(platform.request(NET, &Request::Interrupt { device: 0, index: 4 }), (Response::NotFound, None));
         assert_eq!(platform.request(NET, &Request::Interrupt { device: 1, index: 0 }), (Response::NotFound, None));
         assert_eq!(platform.request(OTHER, &Request::Interrupt { device: 0, index: 0 }), (Response::NotFound, None));
+    }
+
+    #[test]
+    fn one_driver_cannot_take_the_interrupts_of_all() {
+        let mut card = Mock::virtio_net(3);
+        // Sixteen entries.
+        card.words[0x98 / 4] = 0x000f_8411;
+        let mut platform = platform([card]);
+        platform.machine.slots = 16;
+        platform.request(NET, &CLAIM);
+        let ask = |platform: &mut Platform<Machine>, index| {
+            platform.request(NET, &Request::Interrupt { device: 0, index })
+        };
+        for index in 0..MESSAGES_MAX as u16 {
+            assert_eq!(ask(&mut platform, index).0, Response::Done);
+        }
+        assert_eq!(ask(&mut platform, MESSAGES_MAX as u16), (Response::Failed, None));
+        assert_eq!(ask(&mut platform, 0), (Response::Done, Some(0)), "those that it has it keeps");
     }
 
     /// A device of `OTHER` or `NVME` without messages, its INTA on ISA interrupt 11.
