@@ -4,6 +4,7 @@ use alloc::{string::String, vec::Vec};
 use console::{
     console::Console,
     keyboard::{self, Keyboard},
+    text::whole_lines,
     uart::{Registers, Uart},
 };
 use protocol::{
@@ -207,10 +208,7 @@ impl Journals {
                 if text.is_empty() {
                     break;
                 }
-                source.begun.push_str(&text);
-                let end = source.begun.rfind('\n').map_or(0, |end| end + 1);
-                let rest = source.begun.split_off(end);
-                lines.push_str(&core::mem::replace(&mut source.begun, rest));
+                lines.push_str(&whole_lines(&mut source.begun, &text));
             }
         }
         lines

@@ -30,6 +30,23 @@ fn is_harmless(character: char) -> bool {
         && !matches!(character, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
+/// Bytes of a line that has not ended, of a server without a console; a longer one is broken.
+const BEGUN_MAX: usize = 1024;
+
+/// Adds text to a line that was begun; takes out the lines that are whole.
+pub fn whole_lines(begun: &mut String, text: &str) -> String {
+    begun.push_str(text);
+    let end = begun.rfind('\n').map_or(0, |end| end + 1);
+    let rest = begun.split_off(end);
+    let mut lines = core::mem::replace(begun, rest);
+    if begun.len() > BEGUN_MAX {
+        lines.push_str(begun);
+        lines.push('\n');
+        begun.clear();
+    }
+    lines
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -53,6 +70,18 @@ mod tests {
         #[test]
         fn no_control_character_survives(bytes: std::vec::Vec<u8>) {
             prop_assert!(!sanitised(&bytes).chars().any(char::is_control));
+        }
+    }
+
+    #[test]
+    fn lines_are_put_together_and_do_not_grow_for_ever() {
+        let mut begun = String::new();
+        assert_eq!(whole_lines(&mut begun, "one\ntw"), "one\n");
+        assert_eq!(whole_lines(&mut begun, "o\nthree\n"), "two\nthree\n");
+        assert_eq!(whole_lines(&mut begun, ""), "");
+        for _ in 0..100 {
+            let lines = whole_lines(&mut begun, &"x".repeat(300));
+            assert!(begun.len() <= BEGUN_MAX && (lines.is_empty() || lines.ends_with("x\n")));
         }
     }
 }
