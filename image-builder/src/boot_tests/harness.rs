@@ -171,7 +171,7 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// Boots a system with its NIC on a UDP socket, on a machine that `change` has changed.
+    /// Boots a system with its NIC on a UNIX socket, on a machine that `change` has changed.
     pub fn boot_on_frames(
         &mut self,
         system: &System,

@@ -749,9 +749,8 @@ mod tests {
         let mut platform = platform([card]);
         platform.machine.slots = 16;
         platform.request(NET, &CLAIM);
-        let ask = |platform: &mut Platform<Machine>, index| {
-            platform.request(NET, &Request::Interrupt { device: 0, index })
-        };
+        let ask =
+            |platform: &mut Platform<Machine>, index| platform.request(NET, &Request::Interrupt { device: 0, index });
         for index in 0..MESSAGES_MAX as u16 {
             assert_eq!(ask(&mut platform, index).0, Response::Done);
         }
