@@ -108,8 +108,10 @@ pub struct Window {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(C)]
 pub struct DomainParameters {
-    /// A free frame of the same extent for the root page table.
+    /// A free frame for the root page table.
     pub root_frame: u64,
+    /// Slot of the extent that it is in: a memory capability with CREATE.
+    pub root_slot: u64,
     /// A number of the creator's choice, handed back in every event.
     pub tag: u64,
     /// Address of the virtual register page; 0: the domain has none.
@@ -371,7 +373,7 @@ impl InterruptSource {
 }
 
 const _: () = assert!(size_of::<SavedDomain>() == 1096);
-const _: () = assert!(size_of::<DomainParameters>() == 112 && size_of::<Event>() == 48 && size_of::<Usage>() == 32);
+const _: () = assert!(size_of::<DomainParameters>() == 120 && size_of::<Event>() == 48 && size_of::<Usage>() == 32);
 
 #[cfg(test)]
 mod tests {

@@ -30,6 +30,8 @@ pub const STACK_TOP: u64 = 0x7000_0000;
 pub const STACK_SIZE: u64 = 64 * 1024;
 /// From here on a server maps what it is given.
 pub const MAPPINGS: u64 = 0x8000_0000;
+/// Most extents of the pool.
+pub const POOL_EXTENTS: usize = 4;
 /// Frames of the pool whose records one page table of the pager maps, at no more than 32 bytes for each: the pager gets page tables for all of
 /// the pool from `init`, out of its own memory.
 pub const POOL_FRAMES_PER_TABLE: u64 = 512 * PAGE / 32;

@@ -146,9 +146,10 @@ pub enum Resource {
     },
     /// The bundle, mapped read-only.
     Bundle,
-    /// All memory that is left, as a pool for VMs, with every right: for the pager alone.
+    /// The memory that is left, as a pool for VMs, with every right: for the pager alone. In a startup page it stands once for each extent of the
+    /// pool, at most [`crate::layout::POOL_EXTENTS`] times, the largest first.
     Pool,
-    /// The pool with the right to transfer through the window of one device and to raise its line.
+    /// The pool with the right to transfer through the window of one device and to raise its line. In a startup page as often as [`Resource::Pool`].
     Devices {
         /// [`crate::domain::Device`] number.
         device: u8,

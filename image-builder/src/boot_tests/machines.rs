@@ -14,6 +14,9 @@ use crate::machine::qemu::{Chipset, DiskBus, Medium, Nic};
 /// VMs of the default system.
 const WEB: &str = "httpd-1";
 const JOURNAL: &str = "journal";
+/// What others than VMs may take of the memory: MiB, and percent of it (the kernel's frame table).
+const OTHERS: u64 = 96;
+const OTHERS_PERCENT: u64 = 1;
 /// Values that are written before the reboot.
 const WRITES: u64 = 20;
 
@@ -79,6 +82,7 @@ fn keeps_data(context: &mut Context<'_>, variant: &Variant) -> Result<()> {
     if variant.cpus > 1 {
         context.line(0, &["platform:", &format!("{} processors run domains", variant.cpus)])?;
     }
+    uses_all_memory(context, variant.memory)?;
     context.page(WEB, "/")?;
     let mut journal = Client::new(context, JOURNAL)?;
     for _ in 0..WRITES {
@@ -92,6 +96,19 @@ fn keeps_data(context: &mut Context<'_>, variant: &Variant) -> Result<()> {
     journal.again(context)?;
     journal.check().wrap_err_with(|| miette!("after a reboot"))?;
     context.healthy()
+}
+
+/// Memory below and above 4 GiB is the VMs', all but what the firmware, the kernel and the servers take.
+fn uses_all_memory(context: &mut Context<'_>, memory: u64) -> Result<()> {
+    let said = context.line(0, &["swap: ", " MiB for VMs"])?.text;
+    let number = said.split(|c: char| !c.is_ascii_digit()).find_map(|word| word.parse::<u64>().ok());
+    let pool = number.ok_or_else(|| miette!("the pager says {said:?}"))?;
+    let taken = OTHERS + memory * OTHERS_PERCENT / 100;
+    if pool + taken < memory || pool >= memory {
+        return Err(miette!("of {memory} MiB, {pool} MiB are the VMs': {taken} MiB should be enough for all others"));
+    }
+    println!("  {pool} of {memory} MiB are the VMs'");
+    Ok(())
 }
 
 fn boot(context: &mut Context<'_>, variant: &Variant) -> Result<()> {

@@ -63,9 +63,11 @@ impl<M: Machine> Kernel<M> {
         let parameters = parameters_from(&bytes);
         let extent = *self.slot(me, slot)?;
         extent.require(Kind::Memory, Rights::CREATE)?;
+        let root_extent = *self.slot(me, parameters.root_slot)?;
+        root_extent.require(Kind::Memory, Rights::CREATE)?;
         let frame = u32::try_from(frame).map_err(|_| Error::BadArgument)?;
         let root = u32::try_from(parameters.root_frame).map_err(|_| Error::BadArgument)?;
-        if !extent.holds(frame) || !extent.holds(root) {
+        if !extent.holds(frame) || !root_extent.holds(root) {
             return Err(Error::Denied.into());
         }
         let page = parameters.register_page;
@@ -212,11 +214,12 @@ fn parameters_from(bytes: &[u8; size_of::<DomainParameters>()]) -> DomainParamet
     let window = |index: usize| Window { address: word(index), length: word(index + 1) };
     DomainParameters {
         root_frame: word(0),
-        tag: word(1),
-        register_page: word(2),
-        band: word(3),
-        handler: word(4),
-        services: [word(5), word(6), word(7)],
-        windows: [window(8), window(10), window(12)],
+        root_slot: word(1),
+        tag: word(2),
+        register_page: word(3),
+        band: word(4),
+        handler: word(5),
+        services: [word(6), word(7), word(8)],
+        windows: [window(9), window(11), window(13)],
     }
 }

@@ -16,7 +16,7 @@ use console::{
 };
 use hypercall::Token;
 use protocol::{
-    abi::{NEVER, Target},
+    abi::NEVER,
     boot::Framebuffer,
     domain::{Device, EventKind, line},
     manifest::{Resource, StartupResource},
@@ -28,7 +28,7 @@ use protocol::{
     text::{CONSOLE_INDICES, OUTPUT, OUTPUT_RING},
 };
 use screen::canvas::Unsupported;
-use server_runtime::{Answer, Caller, Client, Handler, Startup, clock, hypercall, slots};
+use server_runtime::{Answer, Caller, Client, Handler, Startup, clock, hypercall, pool::Pool, slots};
 use terminals::{Controller, Journals, Ports, Screen, keyboard, screen, serial};
 
 server_runtime::entry!(main);
@@ -74,7 +74,7 @@ struct Server {
     journals: Journals,
     console: Console,
     /// The pool of VMs, with the right to their console windows.
-    vms: Option<u8>,
+    vms: Pool,
     platform: Option<Client<Platform>>,
     serial_interrupt: Interrupt,
     keyboard_interrupt: Interrupt,
@@ -116,10 +116,7 @@ fn resource<T>(startup: &Startup, choose: impl Fn(&StartupResource) -> Option<T>
 
 impl Server {
     fn new(startup: &Startup) -> Server {
-        let vms = resource(startup, |held| match held.resource {
-            Resource::Devices { device } if device == Device::Console as u8 => Some(held.slot),
-            _ => None,
-        });
+        let vms = Pool::of(startup, &Resource::Devices { device: Device::Console as u8 });
         let interrupt = |of, line, keyboard| {
             let number = resource(startup, |held| match held.resource {
                 Resource::IsaInterrupt { number } if (number == KEYBOARD_ISA) == keyboard => Some(number),
@@ -268,10 +265,10 @@ impl Server {
 
     /// Reads a VM's page and prints what is new in it. `false` if the page is not in memory.
     fn read(&mut self, visit: Visit, now: u64) -> bool {
-        let (Some(slot), Some(page)) = (self.vms, self.console.page(visit, now)) else {
+        let Some(page) = self.console.page(visit, now).filter(|_| !self.vms.is_empty()) else {
             return true;
         };
-        let target = Target::pool(slot, visit.at.frame, visit.at.generation);
+        let target = self.vms.target(visit.at);
         // A VM that has just rung has just written to its page, so it is there. If it is not there any more, nobody is asked to
         // bring it: the pager is a client of the console, and calls go upward only.
         if transfer::read(target, page, &mut self.page[..]).is_err() {

@@ -1,10 +1,14 @@
 //! Which frames go to whom.
 //!
 //! Servers and shared memory are put into the smallest extent that has room, so that the largest stays whole: what is
-//! left of it is the pool of the VMs. Nothing is ever given back: a server that is restarted keeps its frames.
+//! left of it, and what is left of the others, is the pool of the VMs. Nothing is ever given back: a server that is restarted keeps its frames.
 
 use alloc::vec::Vec;
+use protocol::layout::POOL_EXTENTS;
 use server_runtime::ranges::Ranges;
+
+/// Frames of the smallest extent of a pool that has others: 1 MiB.
+const POOL_MIN: u64 = 256;
 
 /// Frames of the memory capability in `slot`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -45,10 +49,25 @@ impl Extents {
         self.take_below(count, u64::MAX)
     }
 
-    /// Takes the largest range that is left.
-    pub fn take_largest(&mut self) -> Option<Place> {
+    /// Takes what the pool of the VMs is made of: the largest ranges that are left, the largest first. Ranges below [`POOL_MIN`] are not worth a
+    /// slot in every server that reaches VMs.
+    pub fn take_pool(&mut self) -> Vec<Place> {
+        let mut pool = Vec::new();
+        while pool.len() < POOL_EXTENTS
+            && let Some(place) = self.take_largest(if pool.is_empty() { 1 } else { POOL_MIN })
+        {
+            pool.push(place);
+        }
+        pool
+    }
+
+    /// Takes the largest range that is left, if it has at least so many frames.
+    fn take_largest(&mut self, least: u64) -> Option<Place> {
         let largest = |ranges: &Ranges| ranges.iter().map(|(_, count)| count).max().unwrap_or(0);
         let (slot, ranges) = self.list.iter_mut().max_by_key(|(_, ranges)| largest(ranges))?;
+        if largest(ranges) < least {
+            return None;
+        }
         let (first, count) = ranges.take_largest()?;
         Some(Place { slot: *slot, first, count })
     }
@@ -72,9 +91,24 @@ mod tests {
         assert_eq!(extents.take(60), Some(place(9, 0x800, 60)));
         assert_eq!(extents.take_below(500, 0x10_0000), None);
         assert_eq!(extents.take(500), Some(place(1, 0x10_0000, 500)));
-        assert_eq!(extents.take_largest(), Some(place(1, 0x10_0000 + 500, 500)));
-        assert_eq!(extents.take_largest(), Some(place(9, 0x800 + 60, 240)));
+        assert_eq!(extents.take_largest(1), Some(place(1, 0x10_0000 + 500, 500)));
+        assert_eq!(extents.take_largest(241), None);
+        assert_eq!(extents.take_largest(240), Some(place(9, 0x800 + 60, 240)));
         assert_eq!(extents.total(), 50);
+    }
+
+    #[test]
+    fn the_pool_is_of_few_large_extents() {
+        let place = |slot, first, count| Place { slot, first, count };
+        let all = [place(1, 0x10_0000, 9000), place(8, 0, 100), place(9, 0x800, 300), place(10, 0x1000, 700)];
+        let mut extents = Extents::new(all);
+        assert_eq!(extents.take_pool(), [all[0], all[3], all[2]]);
+        assert_eq!(extents.total(), 100);
+        // What is all there is, is the pool, however small.
+        assert_eq!(extents.take_pool(), [all[1]]);
+        assert_eq!(extents.take_pool(), []);
+        let mut many = Extents::new((0..9).map(|slot| place(slot, u64::from(slot) * 1000, 500)));
+        assert_eq!(many.take_pool().len(), POOL_EXTENTS);
     }
 
     proptest! {

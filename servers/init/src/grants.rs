@@ -4,7 +4,7 @@
 //! each in the order of the manifest. All after them are the server's to use.
 
 use crate::extents::Place;
-use alloc::{collections::BTreeMap, format, string::String, vec::Vec};
+use alloc::{collections::BTreeMap, format, string::String, vec, vec::Vec};
 use protocol::{
     boot::{self, Framebuffer},
     capability::{Narrow, Rights, SLOTS},
@@ -58,8 +58,8 @@ pub struct Holdings {
     pub devices: Place,
     /// Shared memory by name.
     pub shared: BTreeMap<String, Place>,
-    /// The pool of the VMs, if there is a holder.
-    pub pool: Option<Place>,
+    /// The extents of the pool of the VMs, if there is a holder.
+    pub pool: Vec<Place>,
     /// As in [`boot::BootInfo`].
     pub framebuffer: Framebuffer,
 }
@@ -82,7 +82,7 @@ pub fn give(manifest: &Manifest, index: usize, own: Place, holdings: &Holdings) 
     let server = manifest.servers.get(index).ok_or("there is no such server")?;
     let rights = Rights::READ | Rights::WRITE | Rights::MAP | Rights::CREATE;
     let mut slots = Slots { next: OWN_SLOT, grants: Vec::new() };
-    let own_slot = slots.memory(own, rights, 0)?;
+    let own_slot = slots.memory(own, rights, 0, 0)?;
 
     let mut channels = Vec::new();
     for channel in &server.channels {
@@ -128,8 +128,12 @@ pub fn give(manifest: &Manifest, index: usize, own: Place, holdings: &Holdings) 
     let mut resources = Vec::new();
     let mut foreign = Vec::new();
     let mut foreign_resource = Vec::new();
+    let mut held = Vec::new();
     for resource in &server.resources {
-        let (slot, first, count) = slots.resource(resource, holdings)?;
+        let extents = slots.resource(resource, holdings)?;
+        held.extend(extents.into_iter().map(|extent| (resource, extent)));
+    }
+    for (resource, (slot, first, count)) in held {
         let mut length = 0;
         let mapped = match resource {
             Resource::Shared { .. } => Some(Access::WRITE),
@@ -211,18 +215,11 @@ impl Slots {
         self.put(source, Some(Narrow { rights: rights.bits(), line, badge, ..Narrow::default() }))
     }
 
-    /// A part of an extent. Where domains in it can be reached, `device` is the window and the line.
-    fn memory(&mut self, place: Place, rights: Rights, device: u8) -> Result<u8, String> {
+    /// A part of an extent; `window` and `line` are those of domains in it, where they can be reached.
+    fn memory(&mut self, place: Place, rights: Rights, window: u8, line: u8) -> Result<u8, String> {
         let count =
             u32::try_from(place.count).map_err(|_| format!("an extent of {} frames is too long", place.count))?;
-        let narrow = Narrow {
-            rights: rights.bits(),
-            line: device,
-            window: device,
-            count,
-            first: place.first,
-            ..Narrow::default()
-        };
+        let narrow = Narrow { rights: rights.bits(), line, window, count, first: place.first, ..Narrow::default() };
         self.put(Source::Slot(place.slot), Some(narrow))
     }
 
@@ -232,11 +229,10 @@ impl Slots {
         if let Some(Source::Slot(slot)) = source { slot } else { 0 }
     }
 
-    /// The slot of a resource, with its first number and how many.
-    fn resource(&mut self, resource: &Resource, holdings: &Holdings) -> Result<(u8, u64, u64), String> {
-        let pool = || holdings.pool.ok_or("there is no pool, because no server holds it");
+    /// The slots of a resource, each with its first number and how many: one, but for a pool of several extents.
+    fn resource(&mut self, resource: &Resource, holdings: &Holdings) -> Result<Vec<(u8, u64, u64)>, String> {
         let extent = |slot, place: Place| (slot, place.first, place.count);
-        Ok(match resource {
+        Ok(vec![match resource {
             Resource::Ports { first, count } => {
                 let (first, count) = (u64::from(*first), u32::from(*count));
                 let narrow = Narrow { first, count, ..Narrow::default() };
@@ -250,29 +246,36 @@ impl Slots {
             }
             Resource::Shared { name, .. } => {
                 let place = *holdings.shared.get(name).ok_or_else(|| format!("there is no shared memory {name:?}"))?;
-                extent(self.memory(place, Rights::READ | Rights::WRITE | Rights::MAP, 0)?, place)
+                extent(self.memory(place, Rights::READ | Rights::WRITE | Rights::MAP, 0, 0)?, place)
             }
             Resource::Bundle => extent(self.put(Source::Slot(boot::slot::BUNDLE), None)?, holdings.bundle),
+            // The window is of no matter to a holder of CONTROL; the line is that of new clones.
             Resource::Pool => {
-                // The window is of no matter to a holder of CONTROL; the line is that of new clones.
-                let window = 1;
-                let rights = Rights::all() - Rights::DEVICE - Rights::CALL;
-                let place = pool()?;
-                let slot = self.memory(place, rights, window)?;
-                if let Some(Grant { narrow: Some(narrow), .. }) = self.grants.last_mut() {
-                    narrow.line = line::CLONE;
-                }
-                extent(slot, place)
+                return self.pool(holdings, Rights::all() - Rights::DEVICE - Rights::CALL, 1, line::CLONE);
             }
             Resource::Devices { device } => {
-                let place = pool()?;
-                extent(self.memory(place, Rights::WINDOW | Rights::RAISE, *device)?, place)
+                return self.pool(holdings, Rights::WINDOW | Rights::RAISE, *device, *device);
             }
             Resource::Debug => (self.put(Source::Slot(boot::slot::DEBUG), None)?, 0, 0),
             // Mapped by `init`, and not the server's to map: no capability.
             Resource::Screen => screen(&holdings.framebuffer).map_or((0, 0, 0), |place| extent(0, place)),
             Resource::IsaInterrupt { .. } => (0, 0, 0),
-        })
+        }])
+    }
+
+    /// The extents of the pool, with these rights.
+    fn pool(
+        &mut self,
+        holdings: &Holdings,
+        rights: Rights,
+        window: u8,
+        line: u8,
+    ) -> Result<Vec<(u8, u64, u64)>, String> {
+        if holdings.pool.is_empty() {
+            return Err("there is no pool, because no server holds it".into());
+        }
+        let extent = |place: &Place| Ok((self.memory(*place, rights, window, line)?, place.first, place.count));
+        holdings.pool.iter().map(extent).collect()
     }
 }
 
@@ -343,11 +346,22 @@ mod tests {
         assert_eq!(driver.foreign, [(holdings().shared["net0"], Access::WRITE)]);
 
         let swap = given(2);
-        let [pool, devices, bundle] = &swap.startup.resources[..] else { panic!("three resources") };
+        let [pool, more, devices, more_devices, bundle] = &swap.startup.resources[..] else { panic!("five resources") };
         let narrow = |slot| swap.grants.iter().find(|grant| grant.slot == slot).unwrap().narrow;
         assert!(Rights::from_bits_retain(narrow(pool.slot).unwrap().rights).contains(Rights::CONTROL | Rights::CREATE));
-        let devices = narrow(devices.slot).unwrap();
-        assert_eq!((devices.rights, devices.window, devices.line), ((Rights::WINDOW | Rights::RAISE).bits(), 3, 3));
+        // The pool's extents, each by a capability of its own that comes from its own slot of `init`.
+        let source = |slot| swap.grants.iter().find(|grant| grant.slot == slot).unwrap().source;
+        for (held, place) in [(pool, 0), (more, 1), (devices, 0), (more_devices, 1)] {
+            let place = holdings().pool[place];
+            assert_eq!((held.first, held.count), (place.first, place.count));
+            assert_eq!(source(held.slot), Source::Slot(place.slot));
+            let narrow = narrow(held.slot).unwrap();
+            assert_eq!((narrow.first, u64::from(narrow.count)), (place.first, place.count));
+        }
+        assert_eq!(narrow(more.slot).unwrap().rights, narrow(pool.slot).unwrap().rights);
+        for devices in [devices, more_devices].map(|devices| narrow(devices.slot).unwrap()) {
+            assert_eq!((devices.rights, devices.window, devices.line), ((Rights::WINDOW | Rights::RAISE).bits(), 3, 3));
+        }
         assert_eq!((bundle.length, narrow(bundle.slot)), (holdings().bundle_length, None));
     }
 
@@ -386,7 +400,7 @@ mod tests {
     #[test]
     fn what_is_not_there_is_refused() {
         let own = Place { slot: 1, first: 0x400, count: 256 };
-        let nothing = Holdings { pool: None, shared: BTreeMap::new(), ..holdings() };
+        let nothing = Holdings { pool: Vec::new(), shared: BTreeMap::new(), ..holdings() };
         assert!(give(&manifest(), 1, own, &nothing).unwrap_err().contains("net0"));
         assert!(give(&manifest(), 2, own, &nothing).unwrap_err().contains("pool"));
         let mut full = manifest();

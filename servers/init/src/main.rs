@@ -57,7 +57,7 @@ fn start(boot: &'static BootInfo) -> Result<System<'static, Kernel>, init::syste
         bundle_length: boot.bundle_length,
         devices: Place { slot: slot::DEVICES, first: devices.first, count: u64::from(devices.count) },
         shared: Default::default(),
-        pool: None,
+        pool: Default::default(),
         framebuffer: boot.framebuffer,
     };
     // The kernel has said so on the debug line; the screen shows what is in this journal.

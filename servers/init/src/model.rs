@@ -203,6 +203,9 @@ pub fn holdings() -> Holdings {
         devices: Place { slot: boot::slot::DEVICES, first: 0, count: 1 << 20 },
         shared: BTreeMap::from([("net0".into(), Place { slot: boot::slot::MEMORY, first: 0x8000, count: 3 })]),
         framebuffer: Default::default(),
-        pool: Some(Place { slot: boot::slot::MEMORY, first: 0xa000, count: 1000 }),
+        pool: vec![
+            Place { slot: boot::slot::MEMORY, first: 0xa000, count: 1000 },
+            Place { slot: boot::slot::MORE_MEMORY, first: 0x900, count: 300 },
+        ],
     }
 }

@@ -100,7 +100,9 @@ impl<'a, M: Machine> System<'a, M> {
             places.push(place.ok_or_else(no_room(format!("server {:?}", server.name)))?);
         }
         let pool_wanted = manifest.servers.iter().any(|server| server.resources.contains(&Resource::Pool));
-        holdings.pool = if pool_wanted { extents.take_largest() } else { None };
+        if pool_wanted {
+            holdings.pool = extents.take_pool();
+        }
         let mut members = Vec::new();
         for (index, place) in places.into_iter().enumerate() {
             let plan = Plan::new(&manifest, index, place, bundle, &holdings)
@@ -116,7 +118,7 @@ impl<'a, M: Machine> System<'a, M> {
             });
         }
         let mib = |frames: u64| (frames * PAGE) >> 20;
-        let (pool, unused) = (holdings.pool.map_or(0, |pool| pool.count), extents.total());
+        let (pool, unused) = (frames_of(&holdings.pool), extents.total());
         machine.log(format_args!(
             "{}: {} servers in {} MiB, pool {} MiB, unused {} MiB",
             manifest.name,
@@ -149,6 +151,7 @@ impl<'a, M: Machine> System<'a, M> {
         let space = &member.plan.programs[member.program].space;
         let parameters = DomainParameters {
             root_frame: space.root,
+            root_slot: space.zero.slot.into(),
             tag: index as u64,
             band: u64::from(self.manifest.servers[index].band),
             handler: Target::OWN.0,
@@ -440,6 +443,10 @@ fn finish(machine: &mut impl Machine, domain: Target, control: Control) -> Resul
     }
 }
 
+fn frames_of(places: &[Place]) -> u64 {
+    places.iter().map(|place| place.count).sum()
+}
+
 /// The manifest of a bundle, checked.
 fn read_manifest(bundle: &[u8]) -> Result<Manifest, Refusal> {
     let file = bundle::find(bundle, bundle::MANIFEST).map_err(|error| format!("{error}"))?;
@@ -455,7 +462,7 @@ impl Plan {
         let server = &manifest.servers[index];
         let given = grants::give(manifest, index, own, holdings)?;
         // Whoever manages the pool keeps something of each frame.
-        let pool = holdings.pool.filter(|_| server.resources.contains(&Resource::Pool)).map_or(0, |pool| pool.count);
+        let pool = if server.resources.contains(&Resource::Pool) { frames_of(&holdings.pool) } else { 0 };
         let more_tables = pool.div_ceil(POOL_FRAMES_PER_TABLE).min(own.count / 2);
         let mut programs = Vec::new();
         for program in &server.programs {

@@ -58,11 +58,13 @@ fn bundle_of(manifest: &Manifest) -> Vec<u8> {
 }
 
 fn extents() -> Extents {
-    Extents::new([Place { slot: boot::slot::MEMORY, first: 0x400, count: 0x4000 }])
+    let large = Place { slot: boot::slot::MEMORY, first: 0x8000, count: 0x4000 };
+    let small = Place { slot: boot::slot::MORE_MEMORY, first: 0x400, count: 0x2000 };
+    Extents::new([large, small])
 }
 
 fn plan(bundle: &[u8]) -> Result<System<'_, Model>, String> {
-    let holdings = crate::grants::Holdings { shared: Default::default(), pool: None, ..holdings() };
+    let holdings = crate::grants::Holdings { shared: Default::default(), pool: Vec::new(), ..holdings() };
     System::plan(Model::default(), bundle, extents(), holdings)
 }
 
@@ -134,10 +136,14 @@ fn all_servers_are_started_with_what_the_manifest_says() {
 fn no_frame_belongs_to_two() {
     let bundle = bundle_of(&manifest());
     let mut system = started(&bundle);
-    let pool = system.holdings().pool.unwrap();
+    let pool = system.holdings().pool.clone();
     let mut owners = std::collections::BTreeMap::new();
-    for frame in pool.first..pool.first + pool.count {
-        owners.insert(frame, 77);
+    // The servers are small enough for the smaller extent; the rest of both is the pool.
+    assert_eq!(pool.iter().map(|place| place.slot).collect::<Vec<_>>(), [boot::slot::MEMORY, boot::slot::MORE_MEMORY]);
+    for place in pool {
+        for frame in place.first..place.first + place.count {
+            assert_eq!(owners.insert(frame, 77), None);
+        }
     }
     let shared = system.holdings().shared["net0"];
     for tag in 0..4 {

@@ -20,9 +20,9 @@
 //! * [`journal`]: what was said on the kernel's debug line, for the console's screen.
 //! * [`memory`], [`mmio`], [`slots`], [`clock`]: what a driver needs of its machine, so that it needs no `unsafe`.
 //! * [`budget`]: a share of the time for what VMs make a server do.
-//! * [`places`]: what a server keeps of each VM.
+//! * [`places`]: what a server keeps of each VM. [`pool`]: where they are.
 //!
-//! The parts that decide something ([`message`], [`session`], [`mapping`], [`places`], [`ranges`], [`slots::SlotSet`]) call no
+//! The parts that decide something ([`message`], [`session`], [`mapping`], [`places`], [`pool`], [`ranges`], [`slots::SlotSet`]) call no
 //! kernel and are tested on the host.
 #![cfg_attr(not(test), no_std)]
 
@@ -42,6 +42,7 @@ pub mod mmio;
 #[cfg(target_os = "none")]
 mod panic;
 pub mod places;
+pub mod pool;
 pub mod ranges;
 mod service;
 pub mod session;

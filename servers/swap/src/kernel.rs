@@ -13,27 +13,27 @@ use server_runtime::{
     },
 };
 use swap::{
-    frames::Frame,
+    frames::{Frame, Pool},
     machine::{self, Disks, Machine},
     record::VmRecord,
 };
 
-/// The kernel, with the pool in a slot, and the swap disks.
+/// The kernel, with the pool, and the swap disks.
 pub struct Kernel {
-    slot: u8,
+    pool: Pool,
     /// The disks.
     pub disks: SwapDisks,
 }
 
 impl Kernel {
-    /// With the pool in this slot.
-    pub const fn new(slot: u8, disks: SwapDisks) -> Kernel {
-        Kernel { slot, disks }
+    /// With this pool.
+    pub const fn new(pool: Pool, disks: SwapDisks) -> Kernel {
+        Kernel { pool, disks }
     }
 
-    /// Slot of the pool.
-    pub const fn slot(&self) -> u8 {
-        self.slot
+    /// The pool.
+    pub const fn pool(&self) -> &Pool {
+        &self.pool
     }
 
     /// Performs transfers between frames, zeros and lent ranges; the first error of any.
@@ -42,8 +42,8 @@ impl Kernel {
         operations.iter().try_for_each(status)
     }
 
-    const fn target(&self, vm: VmRef) -> Target {
-        Target::pool(self.slot, vm.frame, vm.generation)
+    fn target(&self, vm: VmRef) -> Target {
+        self.pool.target(vm)
     }
 }
 
@@ -83,7 +83,7 @@ fn read(from: Target, address: u64, into: &mut [u8]) -> Result<(), Error> {
 
 impl Machine for Kernel {
     fn create(&mut self, frame: Frame, parameters: &DomainParameters) -> Result<VmRef, Error> {
-        let target = hypercall::domain_create(self.slot, u64::from(frame), parameters)?;
+        let target = hypercall::domain_create(self.pool.slot(frame), u64::from(frame), parameters)?;
         match target.kind() {
             Some(TargetKind::Pool { frame, generation, .. }) => Ok(VmRef { frame, generation }),
             _ => Err(Error::BadArgument),
@@ -128,14 +128,14 @@ impl Machine for Kernel {
     }
 
     fn read_frame(&mut self, frame: Frame, offset: usize, into: &mut [u8]) -> Result<(), Error> {
-        read(Target::slot(self.slot), u64::from(frame) * PAGE + offset as u64, into)
+        read(Target::slot(self.pool.slot(frame)), u64::from(frame) * PAGE + offset as u64, into)
     }
 
     fn write_frame(&mut self, frame: Frame, offset: usize, from: &[u8]) -> Result<(), Error> {
         let operation = TransferOperation {
             from: Target::OWN.0,
             from_address: from.as_ptr().expose_provenance() as u64,
-            to: Target::slot(self.slot).0,
+            to: Target::slot(self.pool.slot(frame)).0,
             to_address: u64::from(frame) * PAGE + offset as u64,
             length: u32::try_from(from.len()).map_err(|_| Error::TooLong)?,
             ..TransferOperation::default()

@@ -19,11 +19,12 @@ use server_runtime::{
         abi::Target,
         domain::{Device, Event, TRAP_QUEUE, line, queue_line},
         layout::{PAGE, POOL_FRAMES_PER_TABLE},
-        manifest::{Resource, StartupResource},
+        manifest::Resource,
         service::pager::{self, Request, Response},
     },
 };
 use swap::{
+    frames::Pool,
     machine::Completed,
     pager::{BATCH, CLIENTS, Client, Outcome, Pager, Parts},
 };
@@ -45,17 +46,18 @@ const BLOCK: u32 = 16;
 const TABLES_KEPT: u64 = 8;
 
 fn main(startup: Startup) -> ! {
-    let Some(pool) = startup.resources.iter().find(|r| r.resource == Resource::Pool) else {
+    let pool = Pool::of(&startup, &Resource::Pool);
+    if pool.is_empty() {
         panic!("holds no pool: the system file must give this server the resource \"pool\"");
-    };
-    let mut kernel = Kernel::new(pool.slot, SwapDisks::open(&startup));
-    let pager = match start(&startup, pool, &mut kernel) {
+    }
+    let mut kernel = Kernel::new(pool, SwapDisks::open(&startup));
+    let pager = match start(&startup, &mut kernel) {
         Ok(pager) => pager,
         Err(reason) => panic!("{reason}"),
     };
-    let unused = pool.count.saturating_sub(pager.frames().into());
+    let unused = pool.frames().saturating_sub(pager.frames());
     if unused > 1 {
-        let mib = (unused * PAGE) >> 20;
+        let mib = (u64::from(unused) * PAGE) >> 20;
         log!("{mib} MiB of the pool stay unused: to manage them, give this server more memory in the system file");
     }
     match kernel.disks.mib() {
@@ -84,11 +86,7 @@ fn mib(pager: &Pager) -> u64 {
 }
 
 /// Sets up the pager, or finds again what the one before has left.
-fn start(
-    startup: &Startup,
-    pool: &StartupResource,
-    kernel: &mut Kernel,
-) -> Result<Pager<'static>, alloc::string::String> {
+fn start(startup: &Startup, kernel: &mut Kernel) -> Result<Pager<'static>, alloc::string::String> {
     use alloc::{format, string::String};
     let block = match startup.option("block").map(str::parse) {
         None => BLOCK,
@@ -97,9 +95,10 @@ fn start(
     };
     // A large pool needs a large table, and that page tables out of our own memory.
     let tables = startup.own_free_count.saturating_sub(TABLES_KEPT);
-    let count = pool.count.min(tables.saturating_mul(POOL_FRAMES_PER_TABLE));
+    let pool = kernel.pool().cut(tables.saturating_mul(POOL_FRAMES_PER_TABLE));
+    let count = pool.frames();
     let again = startup.incarnation > 0;
-    let state = memory::map(kernel, pool.first, count, again)
+    let state = memory::map(kernel, pool, again)
         .map_err(|error| format!("cannot set up the frame table of {count} frames: {error}"))?;
     let memory::State { kept, frames, found } = state;
     if !found {
@@ -111,11 +110,11 @@ fn start(
         (kept.units, kept.disks) = (0, 0);
     }
     let stripes = kernel.disks.stripes();
-    let parts = Parts { slot: pool.slot, services: services(startup), frames, kept, stripes, block: block / 4 };
+    let parts = Parts { services: services(startup), frames, kept, stripes, block: block / 4 };
     let pager = if found { Pager::recover(parts, kernel) } else { Pager::new(parts, kernel) };
     pager.ok_or_else(|| match found {
         true => String::from("what the pager before this one has left makes no sense"),
-        false => format!("the pool of {} frames is too small", pool.count),
+        false => format!("the pool of {count} frames is too small"),
     })
 }
 

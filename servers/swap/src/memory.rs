@@ -8,7 +8,7 @@ use server_runtime::protocol::{
     memory::{Access, BATCH, TRANSFER_BYTES, TransferOperation},
 };
 use swap::{
-    frames::{Frame, FrameTable, Layout, Record},
+    frames::{Frame, FrameTable, Layout, Pool, Record},
     pager::Kept,
     record::{PER_FRAME, VmRecord},
 };
@@ -23,34 +23,34 @@ pub struct State {
     pub found: bool,
 }
 
-/// Maps the beginning of the pool of `count` frames from `first`. Unless an earlier pager has left something there (`again`: there may
+/// Maps the beginning of the pool. Unless an earlier pager has left something there (`again`: there may
 /// be one), it is zeroed.
 ///
 /// `BadArgument` if the pool is too small; errors of the kernel.
-pub fn map(kernel: &mut Kernel, first: u64, count: u64, again: bool) -> Result<State, Error> {
-    let slot = kernel.slot();
-    let table_first = first + 1;
-    let layout = Layout::new(table_first, count.saturating_sub(1)).ok_or(Error::BadArgument)?;
-    let kept = map_frames::<Kept>(slot, first, 1, 1)?.first_mut().ok_or(Error::BadArgument)?;
+pub fn map(kernel: &mut Kernel, mut pool: Pool, again: bool) -> Result<State, Error> {
+    let own = pool.take_first(1).ok_or(Error::BadArgument)?;
+    let layout = Layout::new(&pool).ok_or(Error::BadArgument)?;
+    let table_first = u64::from(own.first) + 1;
+    let kept = map_frames::<Kept>(own.slot, own.first.into(), 1, 1)?.first_mut().ok_or(Error::BadArgument)?;
     let found = again && kept.magic == Kept::MAGIC;
     if !found {
         *kept = Kept::default();
-        clear(kernel, table_first, u64::from(layout.reserved()))?;
+        clear(kernel, own.slot, table_first, u64::from(layout.reserved()))?;
     }
-    let records = map_frames::<Record>(slot, table_first, layout.record_frames, layout.frames)?;
+    let records = map_frames::<Record>(own.slot, table_first, layout.record_frames, layout.frames)?;
     let heads_first = table_first + u64::from(layout.record_frames);
-    let heads = map_frames::<u32>(slot, heads_first, layout.head_frames, layout.heads)?;
-    let first = u32::try_from(table_first).map_err(|_| Error::BadArgument)?;
-    let frames = FrameTable::new(first, &layout, records, heads, seed()).ok_or(Error::BadArgument)?;
+    let heads = map_frames::<u32>(own.slot, heads_first, layout.head_frames, layout.heads)?;
+    let frames = FrameTable::new(pool, &layout, records, heads, seed()).ok_or(Error::BadArgument)?;
     Ok(State { kept, frames, found })
 }
 
 /// Maps a frame as a part of the table of VMs, zeroed first if it is `fresh`.
 pub fn records(kernel: &mut Kernel, frame: Frame, fresh: bool) -> Result<&'static mut [VmRecord], Error> {
+    let slot = kernel.pool().slot(frame);
     if fresh {
-        clear(kernel, u64::from(frame), 1)?;
+        clear(kernel, slot, u64::from(frame), 1)?;
     }
-    map_frames(kernel.slot(), u64::from(frame), 1, PER_FRAME)
+    map_frames(slot, u64::from(frame), 1, PER_FRAME)
 }
 
 /// Numbers only, without invalid bit patterns.
@@ -73,8 +73,8 @@ fn map_frames<T: Plain>(slot: u8, first: u64, frames: u32, count: u32) -> Result
     Ok(unsafe { core::slice::from_raw_parts_mut(base.as_ptr().cast::<T>(), count as usize) })
 }
 
-/// Zeroes frames of the pool.
-fn clear(kernel: &mut Kernel, first: u64, frames: u64) -> Result<(), Error> {
+/// Zeroes frames of the extent of the pool in a slot.
+fn clear(kernel: &mut Kernel, slot: u8, first: u64, frames: u64) -> Result<(), Error> {
     let pages = u64::from(TRANSFER_BYTES) / PAGE;
     let mut at = first;
     let end = first + frames;
@@ -88,7 +88,7 @@ fn clear(kernel: &mut Kernel, first: u64, frames: u64) -> Result<(), Error> {
             }
             *operation = TransferOperation {
                 from: Target::ZERO.0,
-                to: Target::slot(kernel.slot()).0,
+                to: Target::slot(slot).0,
                 to_address: at * PAGE,
                 length: (count * PAGE) as u32,
                 ..TransferOperation::default()

@@ -25,6 +25,7 @@ use server_runtime::{
     Answer, Caller, Handler, Startup,
     budget::{Budget, SHARE},
     clock, hypercall, log, memory,
+    pool::Pool,
 };
 use vdisk::{requests::Rights, serve::Server as Core};
 
@@ -80,10 +81,10 @@ struct Server {
 
 impl Server {
     fn new(startup: &Startup) -> Server {
-        let devices = |resource: &Resource| *resource == Resource::Devices { device: Device::Disk as u8 };
-        let Some(vms) = startup.resources.iter().find(|held| devices(&held.resource)) else {
+        let vms = Pool::of(startup, &Resource::Devices { device: Device::Disk as u8 });
+        if vms.is_empty() {
             panic!("the system file does not let this server serve disks (`doorbells = [\"disk\"]`)");
-        };
+        }
         let pager = startup.channel("swap");
         let mut candidates = Vec::new();
         let mut refusals = Vec::new();
@@ -101,7 +102,7 @@ impl Server {
         let share = startup.option("share").and_then(|percent| percent.parse().ok()).unwrap_or(SHARE);
         let mut server = Server {
             core: Core::new(),
-            kernel: Kernel::new(vms.slot, pager.map(|channel| channel.slot)),
+            kernel: Kernel::new(vms, pager.map(|channel| channel.slot)),
             candidates,
             refusals,
             asked: 0,

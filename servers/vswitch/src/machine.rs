@@ -10,7 +10,7 @@ use protocol::{
         pager::{Pager, Request, Response},
     },
 };
-use server_runtime::{CallError, Client, clock, hypercall, mmio::Region};
+use server_runtime::{CallError, Client, clock, hypercall, mmio::Region, pool::Pool};
 use vswitch::{
     memory::{Answer, Copy, Memory, Need, Outcome, Place},
     switch::SCRATCH,
@@ -22,20 +22,20 @@ pub struct Machine {
     /// Packet memory shared with the driver.
     uplink: Option<Region>,
     /// The pool of VMs, with the right to their NIC windows and lines.
-    vms: u8,
+    vms: Pool,
     pager: Option<Client<Pager>>,
     operations: Vec<TransferOperation>,
 }
 
 impl Machine {
-    /// The VMs of the pool in slot `vms`; `pager`: slot of the channel to their pager.
-    pub fn new(vms: u8, pager: Option<u8>, uplink: Option<Region>) -> Machine {
+    /// For the VMs of the pool `vms`; `pager`: slot of the channel to their pager.
+    pub fn new(vms: Pool, pager: Option<u8>, uplink: Option<Region>) -> Machine {
         let scratch = vec![0; SCRATCH].into_boxed_slice();
         Machine { scratch, uplink, vms, pager: pager.map(Client::new), operations: Vec::new() }
     }
 
     fn target(&self, vm: VmRef) -> Target {
-        Target::pool(self.vms, vm.frame, vm.generation)
+        self.vms.target(vm)
     }
 
     /// The kernel's name for a place with `length` bytes.

@@ -10,14 +10,14 @@ use machine::Machine;
 use protocol::{
     abi::{NEVER, Target},
     domain::{Device, Event, EventKind, line},
-    manifest::Resource,
+    manifest::{Resource, StartupResource},
     service::{
         VmRef,
         net_driver::{self, NetDriver},
         switch::{Request, Response, Switch as SwitchService},
     },
 };
-use server_runtime::{Answer, Caller, Client, Handler, Startup, clock, hypercall, memory};
+use server_runtime::{Answer, Caller, Client, Handler, Startup, clock, hypercall, memory, pool::Pool};
 use vswitch::{
     budget::{Budget, SHARE},
     ports::Refusal,
@@ -72,18 +72,12 @@ struct Server {
 
 impl Server {
     fn new(startup: &Startup) -> Server {
-        let mut vms = None;
-        let mut packets = None;
-        for (index, held) in startup.resources.iter().enumerate() {
-            match held.resource {
-                Resource::Devices { device } if device == Device::Nic as u8 => vms = Some(held.slot),
-                Resource::Shared { .. } if packets.is_none() => packets = memory::resource(index),
-                _ => {}
-            }
-        }
-        let Some(vms) = vms else {
+        let is_shared = |held: &StartupResource| matches!(held.resource, Resource::Shared { .. });
+        let packets = startup.resources.iter().position(is_shared).and_then(memory::resource);
+        let vms = Pool::of(startup, &Resource::Devices { device: Device::Nic as u8 });
+        if vms.is_empty() {
             panic!("the system file does not let the switch serve NICs (`doorbells = [\"nic\"]`)");
-        };
+        }
         // The driver may have any name: it is the server called that is neither the pager nor the console.
         let known = ["swap", "console", "platform", "init"];
         let driver = startup.channels.iter().find(|channel| !known.contains(&channel.name.as_str()));

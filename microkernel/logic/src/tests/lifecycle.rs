@@ -8,8 +8,19 @@ use protocol::{
 
 /// Creates a domain by system call; returns its target.
 fn create(world: &mut World, server: Frame, frame: Frame, root: Frame, band: u64) -> Result<Target, Error> {
+    create_of(world, server, frame, (ALL, root), band)
+}
+
+/// Creates a domain whose root page table is in the extent in another slot.
+fn create_of(
+    world: &mut World,
+    server: Frame,
+    frame: Frame,
+    (slot, root): (u8, Frame),
+    band: u64,
+) -> Result<Target, Error> {
     let mut words = [0u64; size_of::<DomainParameters>() / 8];
-    (words[0], words[1], words[3]) = (u64::from(root), 77, band);
+    (words[0], words[1], words[2], words[4]) = (u64::from(root), slot.into(), 77, band);
     world.poke(server, BASE, &bytes(&words));
     world.simple(server, Number::DomainCreate, u64::from(ALL), &[u64::from(frame), BASE]).map(|got| Target(got.rdi))
 }
@@ -82,7 +93,18 @@ fn creation_is_checked() {
     assert_eq!(create(&mut world, server, FRAMES, root, 2), Err(Error::Denied));
     assert_eq!(create(&mut world, server, frame, root, 0), Err(Error::BadArgument), "a better band than the creator's");
     assert_eq!(create(&mut world, server, frame, root, 3), Err(Error::BadArgument));
-    let target = create(&mut world, server, frame, root, 2).unwrap();
+    // The root page table may come from another extent, but from one that holds it.
+    let mut other = Capability::new(Kind::Memory, Rights::all().difference(Rights::DEVICE | Rights::CREATE), root, 1);
+    world.kernel.machine.block_mut(server).slots[5] = other;
+    let with_root = |world: &mut World, slot, root| create_of(world, server, frame, (slot, root), 2);
+    assert_eq!(with_root(&mut world, 5, root), Err(Error::Denied));
+    assert_eq!(with_root(&mut world, 6, root), Err(Error::NoCapability));
+    assert_eq!(with_root(&mut world, 200, root), Err(Error::NoCapability));
+    other = Capability::new(Kind::Memory, Rights::CREATE, root, 1);
+    world.kernel.machine.block_mut(server).slots[5] = other;
+    assert_eq!(with_root(&mut world, 5, root + 1), Err(Error::Denied));
+    let target = with_root(&mut world, 5, root).unwrap();
+    assert_eq!(target, Target::pool(ALL, frame, world.kernel.frames.generation(frame)));
     assert_eq!(control(&mut world, server, target, Control::Start, [1 << 39, 0, 0]), Err(Error::BadArgument));
     assert_eq!(control(&mut world, server, Target::slot(ALL), Control::Start, [BASE, 0, 0]), Err(Error::NoCapability));
 }

@@ -5,7 +5,8 @@
 //! fault never allocates, and everything is O(1). The records of one owner are chained too, so that they can be
 //! given back a few at a time and looked at in turn. Free frames are chained through the same link.
 //!
-//! The table lies in the first frames of the pool itself. Zeroed memory is an empty table.
+//! The table lies in the first frames of the pool itself. Zeroed memory is an empty table. The pool may be several extents of memory: a record's
+//! place is the frame's [`Pool::index`].
 //!
 //! **It survives this server.** What a frame is (`owner`, `key`) is true at every moment: the key is written last when a frame
 //! is given out and first when it is taken back. Everything else, chains and lists, is made anew from that by
@@ -18,6 +19,7 @@ mod usage;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 pub use layout::Layout;
+pub use server_runtime::pool::Pool;
 pub use usage::Usage;
 
 /// A physical frame number.
@@ -76,7 +78,8 @@ impl List {
 /// The table.
 #[derive(Debug)]
 pub struct FrameTable<'a> {
-    first: Frame,
+    /// The pool without what lies before the table.
+    pool: Pool,
     records: &'a mut [Record],
     heads: &'a mut [u32],
     /// First and last free record + 1; 0: none. The one that has been free for the longest time is taken first, so that a frame which held a domain
@@ -98,20 +101,20 @@ pub trait Owners {
 }
 
 impl<'a> FrameTable<'a> {
-    /// A table over `records` and `heads` (their lengths as in `layout`) of a pool whose first frame is `first`. It is empty if they are
+    /// A table over `records` and `heads` (their lengths as in `layout`) of a pool at whose beginning it lies. It is empty if they are
     /// zeroed; else [`FrameTable::recover`] must come before anything else.
     pub fn new(
-        first: Frame,
+        pool: Pool,
         layout: &Layout,
         records: &'a mut [Record],
         heads: &'a mut [u32],
         seed: u64,
     ) -> Option<FrameTable<'a>> {
         let fits = records.len() == layout.frames as usize && heads.len() == layout.heads as usize;
-        let sane = heads.len().is_power_of_two() && first.checked_add(layout.frames).is_some();
+        let sane = heads.len().is_power_of_two() && layout.frames == pool.frames();
         let reserved = layout.reserved();
         (fits && sane).then_some(FrameTable {
-            first,
+            pool,
             records,
             heads,
             free: 0,
@@ -127,6 +130,11 @@ impl<'a> FrameTable<'a> {
     #[cfg(test)]
     pub fn abandon(self) -> (&'a mut [Record], &'a mut [u32]) {
         (self.records, self.heads)
+    }
+
+    /// Slot of the extent that a frame is in.
+    pub fn slot(&self, frame: Frame) -> u8 {
+        self.pool.slot(frame)
     }
 
     /// Frames of the pool.
@@ -158,11 +166,11 @@ impl<'a> FrameTable<'a> {
     }
 
     fn record(&self, frame: Frame) -> Option<&Record> {
-        self.records.get(frame.checked_sub(self.first)? as usize)
+        self.records.get(self.pool.index(frame)? as usize)
     }
 
     fn record_mut(&mut self, frame: Frame) -> Option<&mut Record> {
-        self.records.get_mut(frame.checked_sub(self.first)? as usize)
+        self.records.get_mut(self.pool.index(frame)? as usize)
     }
 
     /// Gives `owner` a free frame and puts it on its list; `None` if there is none. Its contents are whatever was there.
@@ -184,7 +192,7 @@ impl<'a> FrameTable<'a> {
         self.enchain(index);
         self.enlist(list, index);
         self.used += 1;
-        Some(self.first + index)
+        self.pool.frame(index)
     }
 
     /// Makes a page of what was [`Usage::Incoming`] or [`Usage::Filling`]: its contents are there.
@@ -196,7 +204,7 @@ impl<'a> FrameTable<'a> {
 
     /// Makes something of what was [`Usage::Incoming`] or [`Usage::Filling`]: its contents are there.
     pub fn turn(&mut self, frame: Frame, usage: Usage) {
-        let Some(index) = frame.checked_sub(self.first) else { return };
+        let Some(index) = self.pool.index(frame) else { return };
         if !matches!(self.usage(frame), Some(Usage::Incoming(_) | Usage::Filling(_))) {
             return;
         }
@@ -214,7 +222,7 @@ impl<'a> FrameTable<'a> {
         while let Some(index) = link.checked_sub(1) {
             let record = self.records.get(index as usize)?;
             if record.owner == owner && record.key() == key {
-                return Some(self.first + index);
+                return self.pool.frame(index);
             }
             link = record.chain;
         }
@@ -233,12 +241,12 @@ impl<'a> FrameTable<'a> {
 
     /// The first frame of a list.
     pub fn first_of(&self, list: &List) -> Option<Frame> {
-        Some(self.first + list.head.checked_sub(1)?)
+        self.pool.frame(list.head.checked_sub(1)?)
     }
 
     /// The frame behind this one in the list of its owner.
     pub fn next_of(&self, frame: Frame) -> Option<Frame> {
-        Some(self.first + self.record(frame)?.next.checked_sub(1)?)
+        self.pool.frame(self.record(frame)?.next.checked_sub(1)?)
     }
 
     /// Its owner's virtual time when a page was last seen in use.
@@ -279,7 +287,7 @@ impl<'a> FrameTable<'a> {
 
     /// Frees one frame of a list.
     pub fn give(&mut self, list: &mut List, frame: Frame) {
-        let Some(index) = frame.checked_sub(self.first) else { return };
+        let Some(index) = self.pool.index(frame) else { return };
         let Some((next, previous)) =
             self.record(frame).filter(|record| record.key() != 0).map(|r| (r.next, r.previous))
         else {
@@ -387,8 +395,8 @@ impl<'a> FrameTable<'a> {
     /// Looks at every frame that an earlier incarnation of this server has left: its owner and use.
     pub fn each(&self, mut look: impl FnMut(Frame, u32, Usage)) {
         for (index, record) in self.records.iter().enumerate().skip(self.reserved as usize) {
-            if let Some(usage) = Usage::from_key(record.key()) {
-                look(self.first + index as u32, record.owner, usage);
+            if let (Some(usage), Some(frame)) = (Usage::from_key(record.key()), self.pool.frame(index as u32)) {
+                look(frame, record.owner, usage);
             }
         }
     }

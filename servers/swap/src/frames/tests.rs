@@ -12,21 +12,24 @@ fn records(count: usize) -> Vec<Record> {
 #[test]
 fn layouts_fit() {
     for frames in [16, 100, 4096, 65_536, 1 << 20, 1 << 24] {
-        let layout = Layout::new(0x1000, frames).unwrap();
+        let layout = Layout::new(&Pool::new([(1, 0x1000, frames)])).unwrap();
         assert_eq!(u64::from(layout.frames), frames);
         let share = f64::from(layout.reserved()) / frames as f64;
         assert!(frames < 1000 || share < 0.009, "{share} of {frames} frames");
     }
-    assert_eq!(Layout::new(0, 1), None);
-    assert_eq!(Layout::new(u64::MAX, 100), None);
-    assert_eq!(Layout::new(u64::from(u32::MAX) - 50, 100).unwrap().frames, 50);
+    assert_eq!(Layout::new(&Pool::default()), None);
+    assert_eq!(Layout::new(&Pool::new([(1, 0, 1)])), None);
+    // The table of both extents has to fit into the first.
+    assert_eq!(Layout::new(&Pool::new([(1, 0x10_0000, 1000), (2, 0, 1000)])).unwrap().frames, 2000);
+    assert_eq!(Layout::new(&Pool::new([(1, 0x10_0000, 10), (2, 0, 10_000)])), None);
 }
 
 #[test]
 fn chains_stay_short() {
-    let layout = Layout::new(0, 1 << 16).unwrap();
+    let pool = Pool::new([(1, 0, 1 << 16)]);
+    let layout = Layout::new(&pool).unwrap();
     let (mut records, mut heads) = (records(1 << 16), vec![0; layout.heads as usize]);
-    let mut table = FrameTable::new(0, &layout, &mut records, &mut heads, 0x9e37_79b9_7f4a_7c15).unwrap();
+    let mut table = FrameTable::new(pool, &layout, &mut records, &mut heads, 0x9e37_79b9_7f4a_7c15).unwrap();
     let mut list = List::default();
     let mut taken = 0;
     // Pages a power of two apart: what a hostile guest would try first.
@@ -74,10 +77,11 @@ impl Owners for Lists {
 proptest! {
     #[test]
     fn behaves_like_a_map(steps in proptest::collection::vec(step(), 1..400), seed: u64) {
-        const FIRST: u32 = 7000;
-        let layout = Layout::new(u64::from(FIRST), 64).unwrap();
+        // Two extents, the second below the first.
+        let pool = Pool::new([(1, 7000, 40), (2, 500, 24)]);
+        let layout = Layout::new(&pool).unwrap();
         let (mut records, mut heads) = (records(64), vec![0; layout.heads as usize]);
-        let mut table = FrameTable::new(FIRST, &layout, &mut records, &mut heads, seed).unwrap();
+        let mut table = FrameTable::new(pool, &layout, &mut records, &mut heads, seed).unwrap();
         let mut lists = Lists(Default::default(), 9);
         // Frame, and whether it is a page already.
         let mut model: BTreeMap<(u32, u32), (Frame, bool)> = BTreeMap::new();
@@ -86,7 +90,8 @@ proptest! {
                 Step::Take(owner, page) if !model.contains_key(&(owner, page)) => {
                     match table.take(&mut lists.0[owner as usize], owner, Usage::Incoming(page)) {
                         Some(frame) => {
-                            prop_assert!((FIRST + table.reserved()..FIRST + 64).contains(&frame));
+                            prop_assert!((7000 + table.reserved()..7040).contains(&frame) || (500..524).contains(&frame));
+                            prop_assert_eq!(table.slot(frame), if frame < 7000 { 2 } else { 1 });
                             model.insert((owner, page), (frame, false));
                         }
                         None => prop_assert_eq!(model.len() as u32, 64 - table.reserved()),

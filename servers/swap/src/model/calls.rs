@@ -17,8 +17,8 @@ use std::{boxed::Box, collections::BTreeMap, vec, vec::Vec};
 
 impl Model {
     fn index(&self, frame: u64) -> Result<usize, Error> {
-        let index = frame.checked_sub(u64::from(self.first)).ok_or(Error::BadArgument)? as usize;
-        if index < self.types.len() { Ok(index) } else { Err(Error::BadArgument) }
+        let index = u32::try_from(frame).ok().and_then(|frame| self.pool.index(frame));
+        Ok(index.ok_or(Error::BadArgument)? as usize)
     }
 
     fn domain(&mut self, vm: VmRef) -> Result<&mut Domain, Error> {
@@ -43,7 +43,8 @@ impl Model {
         }
         mapped.used = true;
         mapped.written |= need.contains(Access::WRITE);
-        let index = mapped.frame - self.first;
+        let frame = mapped.frame;
+        let index = self.pool.index(frame)?;
         Some(&mut self.contents[index as usize][(address % PAGE) as usize])
     }
 
@@ -73,7 +74,7 @@ impl Model {
         let (directory, leaf) = (address >> 30, address >> 21);
         match MapKind::from_u8(operation.kind).unwrap() {
             MapKind::Map => {
-                assert_eq!(operation.slot, self.slot);
+                assert_eq!(operation.slot, self.pool.slot(frame as Frame));
                 let index = self.index(frame)?;
                 let domain = self.domain(vm)?;
                 if !domain.directories.contains_key(&directory) || !domain.leaves.contains_key(&leaf) {
@@ -92,7 +93,7 @@ impl Model {
                 self.domain(vm)?.pages.insert(address / PAGE, mapped);
             }
             MapKind::Table => {
-                assert_eq!((operation.slot, operation.count), (self.slot, 1));
+                assert_eq!((operation.slot, operation.count), (self.pool.slot(frame as Frame), 1));
                 let domain = self.domain(vm)?;
                 let missing_directory = !domain.directories.contains_key(&directory);
                 if !missing_directory && domain.leaves.contains_key(&leaf) {
@@ -134,7 +135,7 @@ impl Model {
                 let end = start.checked_add(length).ok_or(Error::BadAddress)?;
                 self.lent.get(start..end).map(<[u8]>::to_vec).ok_or(Error::BadAddress)
             }
-            TargetKind::Slot(slot) if slot == self.slot => {
+            TargetKind::Slot(slot) if slot == self.pool.slot((address / PAGE) as Frame) => {
                 let index = self.index(address / PAGE)?;
                 let start = (address % PAGE) as usize;
                 Ok(self.contents[index][start..start + length].to_vec())
@@ -146,7 +147,8 @@ impl Model {
     fn transfer_one(&mut self, operation: &TransferOperation) -> Result<(), Error> {
         let length = operation.length as usize;
         let bytes = self.read(Target(operation.from), operation.from_address, length)?;
-        assert_eq!(Target(operation.to), Target::slot(self.slot), "the pager writes frames only");
+        let slot = self.pool.slot((operation.to_address / PAGE) as Frame);
+        assert_eq!(Target(operation.to), Target::slot(slot), "the pager writes frames only");
         let index = self.index(operation.to_address / PAGE)?;
         assert!(matches!(self.types[index], Type::Free | Type::Mapped(_)), "transfer into a {:?}", self.types[index]);
         let start = (operation.to_address % PAGE) as usize;
@@ -160,6 +162,7 @@ impl Machine for Model {
         self.call();
         let index = self.index(u64::from(frame))?;
         assert_eq!(self.types[index], Type::Free);
+        assert_eq!(parameters.root_slot, u64::from(self.pool.slot(parameters.root_frame as Frame)));
         self.make_table(parameters.root_frame, frame)?;
         self.types[index] = Type::Control;
         self.contents[index].fill(0);

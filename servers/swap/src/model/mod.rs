@@ -4,7 +4,10 @@
 mod calls;
 mod disks;
 
-use crate::{frames::Frame, record::VmRecord};
+use crate::{
+    frames::{Frame, Pool},
+    record::VmRecord,
+};
 use protocol::{
     domain::{DomainParameters, Event},
     layout::PAGE,
@@ -73,8 +76,7 @@ pub struct Domain {
 
 /// The kernel and the disks.
 pub struct Model {
-    pub slot: u8,
-    pub first: Frame,
+    pub pool: Pool,
     pub types: Vec<Type>,
     generations: Vec<u32>,
     pub contents: Vec<Box<Page>>,
@@ -96,10 +98,10 @@ pub struct Model {
 }
 
 impl Model {
-    pub fn new(slot: u8, first: Frame, frames: usize, disks: &[u64]) -> Model {
+    pub fn new(pool: Pool, disks: &[u64]) -> Model {
+        let frames = pool.frames() as usize;
         Model {
-            slot,
-            first,
+            pool,
             types: vec![Type::Free; frames],
             generations: vec![0; frames],
             // What was there before: nobody may ever see it.

@@ -184,6 +184,7 @@ impl Pager<'_> {
         }
         let parameters = DomainParameters {
             root_frame: u64::from(root),
+            root_slot: self.frames.slot(root).into(),
             tag: vm.number,
             register_page: SPACE_BASE,
             band: Band::Vm as u64,
@@ -230,7 +231,7 @@ impl Pager<'_> {
         MapOperation {
             kind: MapKind::Map as u8,
             access: access.bits(),
-            slot: self.slot,
+            slot: self.frames.slot(frame),
             reserved: 0,
             count,
             address: SPACE_BASE + u64::from(page) * PAGE,

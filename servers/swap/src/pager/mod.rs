@@ -144,8 +144,6 @@ pub const DISKS_MAX: usize = 8;
 /// What a pager is made of.
 #[derive(Debug)]
 pub struct Parts<'a> {
-    /// Slot of the pool's extent.
-    pub slot: u8,
     /// Services behind the doorbells of VMs: [`Target`]s.
     pub services: [u64; 3],
     /// The frame table.
@@ -161,7 +159,6 @@ pub struct Parts<'a> {
 /// The pager.
 #[derive(Debug)]
 pub struct Pager<'a> {
-    slot: u8,
     services: [u64; 3],
     frames: FrameTable<'a>,
     kept: &'a mut Kept,
@@ -235,13 +232,12 @@ impl<'a> Pager<'a> {
 
     /// One without VMs.
     fn of(parts: Parts<'a>) -> Pager<'a> {
-        let Parts { slot, services, frames, kept, stripes, block } = parts;
+        let Parts { services, frames, kept, stripes, block } = parts;
         let counter = kept.counters.max(1);
         kept.counters = counter + COUNTERS;
         let cipher = Cipher::new(&kept.key);
         let clock = clock::Clock::new(frames.total());
         Pager {
-            slot,
             services,
             frames,
             kept,
@@ -583,11 +579,11 @@ impl<'a> Pager<'a> {
 
     /// Fills the frame `to` from another frame, or with zeros.
     fn fill(&self, from: Option<Frame>, to: Frame) -> TransferOperation {
-        let pool = Target::slot(self.slot).0;
+        let slot = |frame| Target::slot(self.frames.slot(frame)).0;
         TransferOperation {
-            from: from.map_or(Target::ZERO.0, |_| pool),
+            from: from.map_or(Target::ZERO.0, slot),
             from_address: from.map_or(0, |frame| u64::from(frame) * PAGE),
-            to: pool,
+            to: slot(to),
             to_address: u64::from(to) * PAGE,
             length: PAGE as u32,
             ..TransferOperation::default()

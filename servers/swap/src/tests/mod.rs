@@ -5,7 +5,7 @@ mod lives;
 mod swapping;
 
 use crate::{
-    frames::{FrameTable, Layout, Record, Usage},
+    frames::{FrameTable, Layout, Pool, Record, Usage},
     machine::Completed,
     model::{Died, DomainState, Model},
     pager::{Client, Kept, Outcome, Pager, Parts},
@@ -24,8 +24,9 @@ use protocol::{
 };
 use std::{boxed::Box, collections::BTreeMap, string::String, vec, vec::Vec};
 
-const SLOT: u8 = 9;
-const FIRST: u32 = 0x5000;
+/// The pool is of two extents, each with half of the frames.
+const SLOTS: [u8; 2] = [9, 11];
+const FIRSTS: [u64; 2] = [0x5000, 0x1000];
 const LENT: Target = Target::caller(3, 17);
 const NIC: u64 = Target::slot(20).0;
 const CODE: u64 = IMAGE_BASE;
@@ -96,12 +97,14 @@ fn initial(address: u64) -> u8 {
 impl World {
     /// A pool of so many frames, and swap disks of so many blocks.
     fn new(frames: usize, blocks: &[u64]) -> World {
-        let layout = Layout::new(u64::from(FIRST), frames as u64).unwrap();
-        let mut model = Model::new(SLOT, FIRST, frames, blocks);
+        let counts = [frames - frames / 2, frames / 2];
+        let pool = Pool::new([0, 1].map(|part| (SLOTS[part], FIRSTS[part], counts[part] as u64)));
+        let layout = Layout::new(&pool).unwrap();
+        let mut model = Model::new(pool, blocks);
         let records = Box::leak((0..frames).map(|_| Record::default()).collect::<Vec<_>>().into_boxed_slice());
         let heads = Box::leak(vec![0; layout.heads as usize].into_boxed_slice());
         let kept = Box::leak(Box::new(Kept { key: [9; 32], ..Kept::default() }));
-        let table = FrameTable::new(FIRST, &layout, records, heads, 0x1234_5678_9abc_def1).unwrap();
+        let table = FrameTable::new(pool, &layout, records, heads, 0x1234_5678_9abc_def1).unwrap();
         let parts = Self::parts(table, kept, blocks, 16);
         let pager = Pager::new(parts, &mut model);
         let blocks = blocks.to_vec();
@@ -111,7 +114,7 @@ impl World {
 
     fn parts(frames: FrameTable<'static>, kept: &'static mut Kept, blocks: &[u64], block: u32) -> Parts<'static> {
         let services = [NIC, 0, Target::slot(21).0];
-        Parts { slot: SLOT, services, frames, kept, stripes: Stripes::new(blocks), block }
+        Parts { services, frames, kept, stripes: Stripes::new(blocks), block }
     }
 
     fn pager(&mut self) -> &mut Pager<'static> {
@@ -147,7 +150,7 @@ impl World {
         }
         self.model.mourn();
         let (records, heads) = frames.abandon();
-        let table = FrameTable::new(FIRST, &self.layout, records, heads, 0x9999_8888_7777).unwrap();
+        let table = FrameTable::new(self.model.pool, &self.layout, records, heads, 0x9999_8888_7777).unwrap();
         let parts = Self::parts(table, kept, &self.blocks, self.block);
         self.pager = Some(Pager::recover(parts, &mut self.model).expect("another pager takes over"));
     }

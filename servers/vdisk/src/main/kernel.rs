@@ -12,7 +12,7 @@ use protocol::{
         pager::{self, Pager},
     },
 };
-use server_runtime::{CallError, Client, hypercall};
+use server_runtime::{CallError, Client, hypercall, pool::Pool};
 use vdisk::machine::{BlockDevice, Brought, Copy, Fate, Guests, Place, SCRATCH, Slot};
 
 /// The machine.
@@ -21,14 +21,14 @@ pub struct Kernel {
     pub disk: Option<Disk<Channel>>,
     scratch: Box<[u8]>,
     /// The pool of VMs, with the right to their disk windows and lines.
-    vms: u8,
+    vms: Pool,
     pager: Option<Client<Pager>>,
     operations: Vec<TransferOperation>,
 }
 
 impl Kernel {
-    /// The VMs of the pool in slot `vms`; `pager`: slot of the channel to their pager.
-    pub fn new(vms: u8, pager: Option<u8>) -> Kernel {
+    /// For the VMs of the pool `vms`; `pager`: slot of the channel to their pager.
+    pub fn new(vms: Pool, pager: Option<u8>) -> Kernel {
         let scratch = vec![0; SCRATCH].into_boxed_slice();
         Kernel { disk: None, scratch, vms, pager: pager.map(Client::new), operations: Vec::new() }
     }
@@ -42,7 +42,7 @@ impl Kernel {
     }
 
     fn target(&self, vm: VmRef) -> Target {
-        Target::pool(self.vms, vm.frame, vm.generation)
+        self.vms.target(vm)
     }
 
     /// The kernel's name for a place with `length` bytes. Panics if the server has planned beyond its own memory.
