@@ -25,10 +25,10 @@ use protocol::{abi::Error, domain::ProcessorStep};
 
 global_asm!(include_str!("trampoline.s"), options(att_syntax));
 
-/// What is set aside for each processor: top-level table, area, stack.
+/// What is set aside for each processor: top-level table, area, a page that is not mapped, stack.
 const TOP_TO_AREA: u64 = PAGE;
-const AREA_TO_STACK: u64 = size_of::<Area>() as u64;
-const EACH: u64 = TOP_TO_AREA + AREA_TO_STACK + cpu::STACK as u64;
+const TOP_TO_GUARD: u64 = TOP_TO_AREA + size_of::<Area>() as u64;
+const EACH: u64 = TOP_TO_GUARD + PAGE + cpu::STACK as u64;
 /// Processors that something is set aside for in any case: the processor says how many its package has, not how many packages there are.
 const AT_LEAST: usize = 4;
 /// The trampoline must be reached by 20 bits, below the old devices.
@@ -105,7 +105,10 @@ impl BringUp {
         let bytes = others as u64 * EACH;
         let set_aside = memory.free.take(bytes, 1 << 32).map_or((0, 0), |start| {
             memory.frames.declare((start / PAGE) as u32, (bytes / PAGE) as u32, FrameKind::Reserved);
-            (start, others)
+            // For those whose stacks have no guard nothing is set aside.
+            let guarded =
+                (0..others).take_while(|number| memory.unmap(start + *number as u64 * EACH + TOP_TO_GUARD).is_some());
+            (start, guarded.count())
         });
         let last_page = |end: u64| (end.min(TRAMPOLINE_LIMIT) & !(PAGE - 1)).saturating_sub(PAGE);
         let low = info.memory.list().iter().map(|region| (region.start, last_page(region.end())));

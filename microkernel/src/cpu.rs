@@ -48,8 +48,8 @@ impl<const N: usize> Stack<N> {
     }
 }
 
-/// The first processor's kernel stack, behind a page that the kernel does not map: an overflow is an exception, not a changed variable.
-/// It is larger than the others', because boot puts the whole kernel together on it.
+/// The first processor's kernel stack, behind a page that the kernel does not map, as the others' are: an overflow is an exception, not a changed
+/// variable. It is larger than the others', because boot puts the whole kernel together on it.
 #[repr(C, align(4096))]
 struct FirstStack {
     guard: [u8; 4096],

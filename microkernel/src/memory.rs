@@ -16,6 +16,8 @@ const HIGHEST: u64 = 512 * GIB;
 const FIRST_USABLE: u64 = 1 << 20;
 /// Present, writable, 2 MiB, no execute.
 const LARGE: u64 = 0x83 | 1 << 63;
+/// In an entry of a directory: it maps a large page.
+const LARGE_SIZE: u64 = 0x80;
 /// Uncached.
 const UNCACHED: u64 = 0x18;
 /// Present; present and writable; no execute: for the kernel's own pages.
@@ -123,6 +125,32 @@ unsafe fn map_all(memory: &Regions, free: &mut Regions, top: u64) -> Result<(), 
     }
     x86_64::instructions::tlb::flush_all();
     Ok(())
+}
+
+impl Memory {
+    /// Takes a page out of the physical map for ever: what lies above it is a stack, whose overflow is to be an exception. `None` if there is no
+    /// memory for the page table that this may need.
+    pub fn unmap(&mut self, page: u64) -> Option<()> {
+        // SAFETY: the tables that `map_all` has made, which nobody else uses or holds a reference to while the kernel boots.
+        let entry = unsafe {
+            let pointers = &*physical::table(cpu::top()[256].frame());
+            let directory = physical::table(pointers[(page / GIB) as usize].frame());
+            &mut (*directory)[(page % GIB / LARGE_PAGE) as usize]
+        };
+        if entry.0 & LARGE_SIZE != 0 {
+            let table = new_table(&mut self.free).ok()?;
+            self.frames.declare(table, 1, FrameKind::Reserved);
+            for index in 0..512 {
+                // SAFETY: a table that was just made. Its pages are as the large one was.
+                unsafe { (*physical::table(table))[index as usize] = Entry(entry.0 - LARGE_SIZE + index * PAGE) };
+            }
+            *entry = Entry(u64::from(table) << 12 | WRITABLE);
+        }
+        // SAFETY: as above.
+        unsafe { (*physical::table(entry.frame()))[(page / PAGE % 512) as usize] = Entry::EMPTY };
+        x86_64::instructions::tlb::flush_all();
+        Some(())
+    }
 }
 
 /// Maps the kernel's own pages where it is linked, each as it is used: code cannot be written, nothing else executed.
