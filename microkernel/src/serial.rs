@@ -1,8 +1,10 @@
 //! The debug line: the first serial port, polled. The console server drives the same port by interrupts; the kernel writes
 //! only at boot, in a panic, and for holders of a debug capability.
 
-use core::fmt;
-use spin::Mutex;
+use core::{
+    fmt,
+    sync::atomic::{AtomicBool, Ordering},
+};
 use x86_64::instructions::port::Port;
 
 const PORT: u16 = 0x3f8;
@@ -10,7 +12,7 @@ const PORT: u16 = 0x3f8;
 const PATIENCE: u32 = 100_000;
 
 /// Whether the port answered at boot.
-static PRESENT: Mutex<bool> = Mutex::new(false);
+static PRESENT: AtomicBool = AtomicBool::new(false);
 
 fn out(register: u16, value: u8) {
     // SAFETY: registers of the first serial port, a device of the legacy PC that the kernel may use.
@@ -25,7 +27,7 @@ fn read(register: u16) -> u8 {
 /// Sets 115,200 bits a second, 8 bits, no parity.
 pub fn initialise() {
     out(7, 0xa5);
-    *PRESENT.lock() = read(7) == 0xa5;
+    PRESENT.store(read(7) == 0xa5, Ordering::Relaxed);
     for (register, value) in [(1, 0x00), (3, 0x80), (0, 0x01), (1, 0x00), (3, 0x03), (2, 0xc7), (4, 0x0b)] {
         out(register, value);
     }
@@ -33,8 +35,7 @@ pub fn initialise() {
 
 /// Writes bytes; a newline becomes carriage return and newline.
 pub fn write(bytes: &[u8]) {
-    let present = PRESENT.lock();
-    if !*present {
+    if !PRESENT.load(Ordering::Relaxed) {
         return;
     }
     for byte in bytes {

@@ -287,9 +287,15 @@ impl<'a> Context<'a> {
     pub fn line(&mut self, from: usize, words: &[&str]) -> Result<Line> {
         let deadline = self.deadline;
         let running = self.running()?;
-        let found = running.serial.wait(from, deadline, |line| words.iter().all(|word| line.contains(word)));
+        let wanted = |line: &str| words.iter().all(|word| line.contains(word));
+        // Once the system has stopped for good there is nothing to wait for.
+        let found = running.serial.wait(from, deadline, |line| wanted(line) || is_last_word(line));
         interrupt::check()?;
-        found.ok_or_else(|| miette!("no line with {} appeared on the serial line", quoted(words)))
+        match found {
+            Some(line) if wanted(&line.text) => Ok(line),
+            Some(line) => Err(miette!("the system has stopped: {}", line.text)),
+            None => Err(miette!("no line with {} appeared on the serial line", quoted(words))),
+        }
     }
 
     /// Waits until the console tells that a VM has ended or was stopped, and why.
