@@ -2,7 +2,8 @@
 //! earliest in O(log n) steps for a million of them, with no memory of its own.
 //!
 //! A timer is named by its domain's frame and which of its two nodes it is; ties between deadlines are broken
-//! by that name. Priorities are a mix of the name, so the shape of the tree does not depend on who sets what.
+//! by that name. Priorities are a mix of the name, and a domain does not know the frame of its control block, so nobody can choose deadlines
+//! that make the tree deep; were it deep by chance, all ways through it are loops: it would cost time and no stack.
 
 use crate::{Frame, Machine, NO_FRAME, block::TimerNode};
 
@@ -46,43 +47,53 @@ fn key<M: Machine>(machine: &M, timer: Timer) -> (u64, Timer) {
     (get(machine, timer).deadline, timer)
 }
 
-/// Splits a tree into what comes before `at` and what comes after.
-fn split<M: Machine>(machine: &mut M, tree: Timer, at: (u64, Timer)) -> (Timer, Timer) {
-    if tree == NONE {
-        return (NONE, NONE);
-    }
-    if key(machine, tree) < at {
-        let right = get(machine, tree).right;
-        let (less, more) = split(machine, right, at);
-        get_mut(machine, tree).right = less;
-        (tree, more)
+/// Hangs a tree where the last one that was hung there is open: at its right or left, or at the root if there was none.
+fn hang<M: Machine>(machine: &mut M, root: &mut Timer, last: Timer, right: bool, tree: Timer) {
+    if last == NONE {
+        *root = tree;
+    } else if right {
+        get_mut(machine, last).right = tree;
     } else {
-        let left = get(machine, tree).left;
-        let (less, more) = split(machine, left, at);
-        get_mut(machine, tree).left = more;
-        (less, tree)
+        get_mut(machine, last).left = tree;
     }
 }
 
+/// Splits a tree into what comes before `at` and what comes after.
+fn split<M: Machine>(machine: &mut M, mut tree: Timer, at: (u64, Timer)) -> (Timer, Timer) {
+    let (mut less, mut more) = (NONE, NONE);
+    let (mut last_less, mut last_more) = (NONE, NONE);
+    while tree != NONE {
+        let TimerNode { left, right, .. } = *get(machine, tree);
+        if key(machine, tree) < at {
+            hang(machine, &mut less, last_less, true, tree);
+            (last_less, tree) = (tree, right);
+        } else {
+            hang(machine, &mut more, last_more, false, tree);
+            (last_more, tree) = (tree, left);
+        }
+    }
+    hang(machine, &mut less, last_less, true, NONE);
+    hang(machine, &mut more, last_more, false, NONE);
+    (less, more)
+}
+
 /// Joins two trees of which the first comes wholly before the second.
-fn join<M: Machine>(machine: &mut M, less: Timer, more: Timer) -> Timer {
-    if less == NONE {
-        return more;
+fn join<M: Machine>(machine: &mut M, mut less: Timer, mut more: Timer) -> Timer {
+    let (mut root, mut last, mut right) = (NONE, NONE, false);
+    while less != NONE && more != NONE {
+        let upper_less = priority(less) > priority(more);
+        let upper = if upper_less { less } else { more };
+        hang(machine, &mut root, last, right, upper);
+        (last, right) = (upper, upper_less);
+        if upper_less {
+            less = get(machine, upper).right;
+        } else {
+            more = get(machine, upper).left;
+        }
     }
-    if more == NONE {
-        return less;
-    }
-    if priority(less) > priority(more) {
-        let right = get(machine, less).right;
-        let joined = join(machine, right, more);
-        get_mut(machine, less).right = joined;
-        less
-    } else {
-        let left = get(machine, more).left;
-        let joined = join(machine, less, left);
-        get_mut(machine, more).left = joined;
-        more
-    }
+    let rest = if less == NONE { more } else { less };
+    hang(machine, &mut root, last, right, rest);
+    root
 }
 
 impl Timers {
@@ -177,6 +188,23 @@ mod tests {
     use crate::model::Model;
     use proptest::prelude::*;
     use std::{collections::BTreeSet, vec::Vec};
+
+    /// Deadlines in the order of the priorities make a tree that is a list.
+    #[test]
+    fn the_deepest_tree_needs_no_stack() {
+        const COUNT: u32 = 20_000;
+        let mut machine = Model::with_blocks(1..COUNT + 1);
+        let mut names: Vec<Timer> = (1..=COUNT).map(|frame| name(frame, WAIT)).collect();
+        names.sort_by_key(|timer| priority(*timer));
+        let mut timers = Timers::EMPTY;
+        for (at, timer) in names.iter().enumerate() {
+            timers.set(&mut machine, timer >> 1, WAIT, u64::from(COUNT) - at as u64);
+        }
+        // Splits and joins along all of it.
+        timers.set(&mut machine, names[COUNT as usize / 2] >> 1, CLOCK, u64::from(COUNT) * 2);
+        timers.cancel(&mut machine, names[0] >> 1, WAIT);
+        assert_eq!(timers.expire(&mut machine, u64::MAX), Some((names[COUNT as usize - 1] >> 1, WAIT)));
+    }
 
     proptest! {
         /// Against an ordered set: the same earliest, the same order of expiry.
