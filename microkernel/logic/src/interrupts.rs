@@ -110,6 +110,12 @@ impl<M: Machine> Kernel<M> {
             Some(page) if page.handler(&self.machine) == 0 => {
                 let pending = core::mem::take(&mut self.machine.block_mut(vm).pending);
                 self.machine.or_word(page.0 + offset_of!(RegisterPage, pending) as u64, pending);
+                // It may have installed one just now and looked at `pending` before. It looks behind a barrier, and `or_word` is one: either it
+                // has seen the lines, or its handler is seen here.
+                if page.handler(&self.machine) != 0 {
+                    self.machine.block_mut(vm).pending |= pending;
+                    self.kick_runner(vm);
+                }
             }
             _ => self.kick_runner(vm),
         }

@@ -27,6 +27,8 @@ pub struct Model {
     pub debug: Vec<u8>,
     /// Lines routed: number, vector, masked.
     pub lines: Vec<(u32, u8, bool)>,
+    /// What a VM that runs elsewhere writes to physical memory when the kernel next sets bits of it: address, value.
+    pub meanwhile: Option<(u64, u64)>,
     /// Pages flushed.
     pub flushed: Vec<(Frame, u64)>,
     /// The processor that is in the kernel.
@@ -113,6 +115,9 @@ impl Machine for Model {
         let mut word = [0; 8];
         self.read(physical, &mut word);
         self.write(physical, &(u64::from_le_bytes(word) | bits).to_le_bytes());
+        if let Some((address, value)) = self.meanwhile.take() {
+            self.write(address, &value.to_le_bytes());
+        }
     }
     fn copy(&mut self, from: Option<u64>, to: u64, length: usize) {
         let mut bytes = std::vec![0; length];

@@ -11,7 +11,7 @@
 use super::registers::{live, take_pending};
 use core::{
     mem::offset_of,
-    sync::atomic::{AtomicU64, AtomicUsize, Ordering, compiler_fence},
+    sync::atomic::{AtomicU64, AtomicUsize, Ordering, compiler_fence, fence},
 };
 use protocol::{layout::SPACE_BASE, registers::RegisterPage};
 
@@ -29,6 +29,8 @@ pub fn install(handler: Handler, lines: u64) {
     HANDLER.store(handler as usize, Ordering::Relaxed);
     live().handler_stack.store(0, Ordering::Relaxed);
     live().handler.store(trampoline as *const () as u64, Ordering::Relaxed);
+    // The kernel, on another processor, writes `pending` and then looks whether there is a handler: `set_enabled` must look the other way round.
+    fence(Ordering::SeqCst);
     live().mask.fetch_or(lines, Ordering::Relaxed);
     set_enabled(true);
 }

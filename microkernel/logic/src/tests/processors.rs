@@ -150,6 +150,31 @@ fn a_vm_that_runs_elsewhere_is_told() {
 }
 
 #[test]
+fn a_vm_that_installs_a_handler_just_then_is_interrupted() {
+    use core::mem::offset_of;
+    use protocol::registers::RegisterPage;
+    let mut world = world(2);
+    let server = world.server();
+    let vm = world.vm();
+    world.connect(server, 1, vm, 0, 9);
+    for (field, value) in [(offset_of!(RegisterPage, mask), 1u64 << 9), (offset_of!(RegisterPage, enabled), 1)] {
+        world.poke(vm, BASE + field as u64, &value.to_le_bytes());
+    }
+    world.settle();
+    let (here, there) = (world.kernel.runs_on(server).unwrap(), world.kernel.runs_on(vm).unwrap());
+    let root = world.kernel.machine.block(vm).root;
+    let page = world.kernel.translate(root, BASE, true).unwrap();
+    world.kernel.machine.meanwhile = Some((page + offset_of!(RegisterPage, handler) as u64, 0x20_1000));
+    world.at(here);
+    let registers = &mut world.kernel.machine.block_mut(server).registers;
+    (registers.rax, registers.rdi) = (Request::new(Number::Raise).0, 1 << 60 | 1 << 48);
+    world.kernel.system_call();
+    assert!(world.kernel.machine.processors[there].interrupted, "it would look only when something else happens");
+    world.settle();
+    assert_eq!(world.peek_u64(vm, BASE + offset_of!(RegisterPage, delivered) as u64), 1);
+}
+
+#[test]
 fn a_fault_that_is_over_is_not_reported() {
     let mut world = world(2);
     let vm = world.vm();
