@@ -159,9 +159,14 @@ impl Machine for Metal {
         serial::write(bytes);
     }
 
-    fn report_unhandled(&mut self, kind: EventKind, code: u32, address: u64, instruction: u64) {
+    fn report_unhandled(&mut self, init: bool, kind: EventKind, code: u32, address: u64, instruction: u64) {
+        let (who, goes_on) = if init {
+            ("init", "servers and VMs go on without it")
+        } else {
+            ("a server", "there is no init to start it again")
+        };
         crate::say!(
-            "a server without a handler, or init, has ended: {kind:?}, code {code:#x}, address {address:#x}, instruction {instruction:#x}"
+            "{who} has ended, {goes_on}: {kind:?}, code {code:#x}, address {address:#x}, instruction {instruction:#x}"
         );
     }
 

@@ -44,7 +44,7 @@ use qemu::Machine;
 use serial::Serial;
 
 /// What the kernel writes when it stops for good: it was refused its bundle, `init` has ended, or it has an error.
-const LAST_WORDS: [&str; 3] = ["microkernel: PANIC", "microkernel: cannot boot", "or init, has ended"];
+const LAST_WORDS: [&str; 3] = ["microkernel: PANIC", "microkernel: cannot boot", "microkernel: init has ended"];
 
 /// Whether a line on the serial line says that the system has stopped for good.
 pub fn is_last_word(line: &str) -> bool {

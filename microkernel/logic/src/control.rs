@@ -8,7 +8,7 @@ use crate::{
     interrupts::FIXED_FLAGS,
     kernel::Outcome,
     paging::UserRange,
-    timers::CLOCK,
+    timers::{CLOCK, WAIT},
 };
 use protocol::{
     abi::{Error, Target},
@@ -46,6 +46,7 @@ impl<M: Machine> Kernel<M> {
         if self.machine.block(frame).state() != State::Stopped || entry >= SPACE_END {
             return Err(Error::BadArgument);
         }
+        self.cancel_timer(frame, WAIT);
         let block = self.machine.block_mut(frame);
         block.registers = Registers { rip: entry, rsp: stack, rdi: argument, rflags: FIXED_FLAGS, ..Registers::ZERO };
         block.flags |= FLAG_FULL_RESTORE;
@@ -105,7 +106,10 @@ impl<M: Machine> Kernel<M> {
         }
         match control {
             Control::Start => self.start_domain(frame, a, b, c)?,
-            Control::Resume if state == State::Trapped => self.make_runnable(frame),
+            Control::Resume if state == State::Trapped => {
+                self.cancel_timer(frame, WAIT);
+                self.make_runnable(frame);
+            }
             Control::Resume => return Err(Error::BadArgument.into()),
             Control::Stop => {
                 self.extract(frame);
@@ -152,7 +156,7 @@ impl<M: Machine> Kernel<M> {
             self.disable(frame, State::Resetting);
         }
         let root = self.machine.block(frame).root;
-        if !self.fail_clients(frame, CLIENTS_AT_ONCE) || !self.tear_down(root, TABLES_AT_ONCE) {
+        if !self.fail_clients(frame, &mut { CLIENTS_AT_ONCE }) || !self.tear_down(root, TABLES_AT_ONCE) {
             return Err(Error::Again);
         }
         let block = self.machine.block_mut(frame);
@@ -166,7 +170,7 @@ impl<M: Machine> Kernel<M> {
             self.disable(frame, State::Dying);
         }
         let root = self.machine.block(frame).root;
-        if !self.fail_clients(frame, CLIENTS_AT_ONCE)
+        if !self.fail_clients(frame, &mut { CLIENTS_AT_ONCE })
             || !self.drain_queues(frame, CLIENTS_AT_ONCE)
             || !self.tear_down(root, TABLES_AT_ONCE)
         {

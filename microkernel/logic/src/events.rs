@@ -18,6 +18,9 @@ use protocol::{
     memory::BATCH,
 };
 
+/// Frames that one step of a search for lost servers looks at.
+const FRAMES_AT_ONCE: u32 = 1024;
+
 impl<M: Machine> Kernel<M> {
     /// Stops a domain for its handler.
     pub(crate) fn trap(&mut self, me: Frame, kind: EventKind, code: u32, address: u64, value: u64) {
@@ -25,22 +28,51 @@ impl<M: Machine> Kernel<M> {
         let block = self.machine.block_mut(me);
         block.trap = Trap { kind: kind as u32, code, address, value };
         block.set_state(if kind == EventKind::Exit { State::Stopped } else { State::Trapped });
-        // Without a handler it stays as it is; for a server, `init` above all, somebody must be told.
-        let block = self.machine.block(me);
-        let (is_vm, instruction) = (block.is_vm(), block.registers.rip);
-        if self.post(me, TRAP_QUEUE).is_err() && !is_vm {
-            self.machine.report_unhandled(kind, code, address, instruction);
-            // Nobody will start it again: who waits for it must not wait for ever.
-            self.fail_clients(me, CLIENTS_AT_ONCE);
+        if !self.is_lost(me) {
+            let _ = self.post(me, TRAP_QUEUE);
+        } else if !self.machine.block(me).is_vm() {
+            // It stays as it is; somebody must be told.
+            let instruction = self.machine.block(me).registers.rip;
+            self.machine.report_unhandled(self.handler(me).is_none(), kind, code, address, instruction);
+            self.looked_at = 0;
+            self.tell_clients_of_lost(me);
         }
     }
 
-    /// Whether a domain has trapped or ended for good, there being nobody to handle it.
+    /// The domain that takes the traps of another.
+    fn handler(&self, frame: Frame) -> Option<Frame> {
+        let DomainRef { frame, generation } = self.machine.block(frame).services[usize::from(TRAP_QUEUE)];
+        self.frames.is_block(frame, generation).then_some(frame)
+    }
+
+    fn has_ended(&self, frame: Frame) -> bool {
+        matches!(self.machine.block(frame).state(), State::Trapped | State::Stopped)
+    }
+
+    /// Whether a domain has trapped or ended for good: there is nobody to handle it, or only one who has ended and has nobody himself (`init`).
     pub(crate) fn is_lost(&self, frame: Frame) -> bool {
-        let block = self.machine.block(frame);
-        let handler = block.services[usize::from(TRAP_QUEUE)];
-        matches!(block.state(), State::Trapped | State::Stopped)
-            && (handler.frame == NO_FRAME || !self.frames.is_block(handler.frame, handler.generation))
+        let gone = |handler| self.has_ended(handler) && self.handler(handler).is_none();
+        self.has_ended(frame) && self.handler(frame).is_none_or(gone)
+    }
+
+    /// Nobody will start `lost` again, nor those that have ended and that only it would have started: who waits for one of them must not wait for
+    /// ever. Does a part of it; the rest when the timer of `lost` comes, which it needs for nothing else any more.
+    pub(crate) fn tell_clients_of_lost(&mut self, lost: Frame) {
+        let mut budget = CLIENTS_AT_ONCE;
+        let mut all = self.fail_clients(lost, &mut budget);
+        let length = self.frames.length() as Frame;
+        for _ in 0..FRAMES_AT_ONCE {
+            if !all || self.looked_at >= length {
+                break;
+            }
+            let frame = self.looked_at;
+            all = !self.frames.has_block(frame) || !self.is_lost(frame) || self.fail_clients(frame, &mut budget);
+            self.looked_at += Frame::from(all);
+        }
+        if !all || self.looked_at < length {
+            // Later than now: not in this turn of the timer.
+            self.wait_until(lost, self.machine.now().saturating_add(1));
+        }
     }
 
     /// Puts a domain into the queue of the service behind one of its four events.

@@ -164,6 +164,7 @@ impl<M: Machine> Kernel<M> {
                 self.finish_idle(frame);
                 self.make_runnable(frame);
             }
+            _ if self.is_lost(frame) => self.tell_clients_of_lost(frame),
             _ => {}
         }
     }

@@ -319,17 +319,17 @@ impl<M: Machine> Kernel<M> {
     }
 
     /// Gives up the calls of up to `budget` domains that call `me` or wait for its reply: they get `Gone`. Whether all were.
-    pub(crate) fn fail_clients(&mut self, me: Frame, mut budget: u32) -> bool {
+    pub(crate) fn fail_clients(&mut self, me: Frame, budget: &mut u32) -> bool {
         loop {
             let block = self.machine.block(me);
             let caller = if block.callers.first != NO_FRAME { block.callers.first } else { block.clients.first };
             if caller == NO_FRAME {
                 return true;
             }
-            if budget == 0 {
+            if *budget == 0 {
                 return false;
             }
-            budget -= 1;
+            *budget -= 1;
             self.extract(caller);
             self.machine.block_mut(caller).registers.rax = Reply::error(Error::Gone).0;
             self.make_runnable(caller);

@@ -33,6 +33,8 @@ pub struct Kernel<M: Machine> {
     pub(crate) parked: [Processor; PROCESSORS],
     /// Processors that run domains: the first so many.
     pub(crate) online: usize,
+    /// The first frame that was not yet looked at for servers that are lost since the last one was.
+    pub(crate) looked_at: Frame,
     /// Tests: the short ways are not taken.
     #[cfg(test)]
     pub(crate) long_way_only: bool,
@@ -75,6 +77,7 @@ impl<M: Machine> Kernel<M> {
             cpu: Processor::NEW,
             parked: [Processor::NEW; PROCESSORS],
             online: 1,
+            looked_at: 0,
             #[cfg(test)]
             long_way_only: false,
         }

@@ -66,8 +66,8 @@ pub trait Machine {
     /// Writes to the debug line.
     fn debug_write(&mut self, bytes: &[u8]);
 
-    /// Says that a server has trapped and nobody handles it.
-    fn report_unhandled(&mut self, kind: EventKind, code: u32, address: u64, instruction: u64);
+    /// Says that a server has trapped or ended and nobody handles it; whether it never had a handler, as only `init` has none.
+    fn report_unhandled(&mut self, init: bool, kind: EventKind, code: u32, address: u64, instruction: u64);
 
     /// Adds an I/O APIC; `false` if there is no room or no such device.
     fn io_apic_add(&mut self, address: u64, first_interrupt: u32) -> bool;

@@ -169,7 +169,7 @@ impl Machine for Model {
     fn debug_write(&mut self, bytes: &[u8]) {
         self.debug.extend(bytes);
     }
-    fn report_unhandled(&mut self, _kind: EventKind, _code: u32, _address: u64, instruction: u64) {
+    fn report_unhandled(&mut self, _init: bool, _kind: EventKind, _code: u32, _address: u64, instruction: u64) {
         self.debug.extend(instruction.to_le_bytes());
     }
     fn io_apic_add(&mut self, address: u64, _first_interrupt: u32) -> bool {

@@ -99,6 +99,93 @@ fn nobody_waits_for_a_server_that_is_lost() {
     assert_eq!((Reply(registers.rax).result(), world.state(late)), (Err(Error::Gone), State::Runnable));
 }
 
+/// Lets timer interrupts come for as long as a timer of a domain is set.
+fn until_at_rest(world: &mut World) {
+    for _ in 0..1000 {
+        let Some(deadline) = world.kernel.cpu.timers.earliest(&world.kernel.machine) else { return };
+        world.kernel.machine.now = world.kernel.machine.now.max(deadline);
+        world.kernel.timer_interrupt();
+    }
+    panic!("it does not come to rest");
+}
+
+fn is_told(world: &World, client: Frame) -> bool {
+    world.state(client) == State::Runnable && Reply(world.registers(client).rax).result() == Err(Error::Gone)
+}
+
+/// Servers that call another one, and wait.
+fn callers(world: &mut World, server: Frame, count: usize) -> std::vec::Vec<Frame> {
+    let callers: std::vec::Vec<_> = (0..count).map(|_| world.server()).collect();
+    for caller in &callers {
+        world.connect(*caller, 0, server, 0, 0);
+        world.enter(*caller, Request::message(Number::Call, 0, 0), 0, &[], 0);
+        assert_eq!(world.state(*caller), State::Calling);
+    }
+    callers
+}
+
+#[test]
+fn all_of_many_that_wait_for_a_lost_server_are_told_a_few_at_a_time() {
+    let mut world = World::with_frames(4096);
+    let server = world.server();
+    let callers = callers(&mut world, server, 200);
+    let told = |world: &World| callers.iter().filter(|caller| is_told(world, **caller)).count();
+    world.run(server);
+    let mut before = told(&world);
+    world.kernel.exception(13, 0, 0);
+    let mut steps = 0;
+    loop {
+        let now = told(&world);
+        assert!(now - before <= 64, "{} at once", now - before);
+        before = now;
+        if now == callers.len() {
+            break;
+        }
+        steps += 1;
+        assert!(steps < 100, "{now} are told");
+        world.kernel.machine.now += 2;
+        world.kernel.timer_interrupt();
+    }
+    until_at_rest(&mut world);
+}
+
+#[test]
+fn without_init_nobody_waits_for_a_server_that_has_ended() {
+    let mut world = World::with_frames(8192);
+    let init = world.server();
+    let [stopped, trapped, alive] = [0; 3].map(|_| world.server());
+    for server in [stopped, trapped, alive] {
+        handled(&mut world, server, 0, init);
+    }
+    let of_stopped = callers(&mut world, stopped, 100);
+    let of_trapped = callers(&mut world, trapped, 100);
+    let of_alive = callers(&mut world, alive, 2);
+    // One is to be started again later, of another `init` has not yet heard.
+    world.connect(init, 0, stopped, 0, 0);
+    let stop = [Control::Stop as u64, 0, 0, 0];
+    world.simple(init, Number::DomainControl, protocol::abi::Target::slot(0).0, &stop).unwrap();
+    world.run(trapped);
+    world.kernel.exception(13, 0, 0);
+    let all_wait =
+        |world: &World, callers: &[Frame]| callers.iter().all(|caller| world.state(*caller) == State::Calling);
+    assert!(all_wait(&world, &of_stopped) && all_wait(&world, &of_trapped));
+    assert!(world.kernel.machine.debug.is_empty(), "there is somebody to handle it");
+
+    world.run(init);
+    world.kernel.exception(13, 0, 0);
+    until_at_rest(&mut world);
+    assert!(of_stopped.iter().chain(&of_trapped).all(|caller| is_told(&world, *caller)));
+    assert!(all_wait(&world, &of_alive), "a server that lives on is not lost");
+
+    // Whoever ends from now on is lost at once, and said to be.
+    let said = world.kernel.machine.debug.len();
+    world.run(alive);
+    world.kernel.exception(13, 0, 0);
+    until_at_rest(&mut world);
+    assert!(of_alive.iter().all(|caller| is_told(&world, *caller)));
+    assert!(world.kernel.machine.debug.len() > said);
+}
+
 #[test]
 fn collect_refuses_bad_buffers_and_loses_nothing() {
     let mut world = World::new();

@@ -41,9 +41,14 @@ struct World {
 
 impl World {
     fn new() -> World {
-        let entries = Box::leak(vec![FrameEntry::default(); FRAMES as usize].into_boxed_slice());
+        World::with_frames(FRAMES)
+    }
+
+    /// A larger one, of which servers hold the first [`FRAMES`] frames.
+    fn with_frames(count: u32) -> World {
+        let entries = Box::leak(vec![FrameEntry::default(); count as usize].into_boxed_slice());
         let mut frames = FrameTable::new(entries);
-        frames.declare(1, FRAMES - 1, FrameKind::Free);
+        frames.declare(1, count - 1, FrameKind::Free);
         World { kernel: Kernel::new(Model::default(), frames), next: 1 }
     }
 
