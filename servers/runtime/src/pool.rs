@@ -89,13 +89,23 @@ impl Pool {
 
     /// The extent with a frame.
     fn extent_of(&self, frame: u32) -> Option<Extent> {
-        self.extents().find(|extent| frame.checked_sub(extent.first).is_some_and(|offset| offset < extent.count))
+        let has = |extent: &&Extent| frame.checked_sub(extent.first).is_some_and(|offset| offset < extent.count);
+        self.extents.iter().find(has).copied()
     }
 
     /// How many frames come before this one; `None` if it is none of the pool.
+    #[inline]
     pub fn index(&self, frame: u32) -> Option<u32> {
+        // Most frames are of the first extent, the largest.
+        let [first, ..] = &self.extents;
+        let offset = frame.wrapping_sub(first.first);
+        if offset < first.count { Some(offset) } else { self.index_of_others(frame) }
+    }
+
+    #[inline(never)]
+    fn index_of_others(&self, frame: u32) -> Option<u32> {
         let mut before = 0;
-        for extent in self.extents() {
+        for extent in &self.extents {
             match frame.checked_sub(extent.first) {
                 Some(offset) if offset < extent.count => return Some(before + offset),
                 _ => before += extent.count,
@@ -105,9 +115,16 @@ impl Pool {
     }
 
     /// The frame that so many come before.
+    #[inline]
     pub fn frame(&self, index: u32) -> Option<u32> {
+        let [first, ..] = &self.extents;
+        if index < first.count { Some(first.first + index) } else { self.frame_of_others(index) }
+    }
+
+    #[inline(never)]
+    fn frame_of_others(&self, index: u32) -> Option<u32> {
         let mut offset = index;
-        for extent in self.extents() {
+        for extent in &self.extents {
             if offset < extent.count {
                 return Some(extent.first + offset);
             }
