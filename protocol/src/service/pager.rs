@@ -37,6 +37,8 @@ pub struct VmEntry {
     pub at: Option<VmRef>,
     /// Its image.
     pub image: ImageNumber,
+    /// Whether that is a template.
+    pub clone: bool,
     /// Whether it was ever started.
     pub started: bool,
     /// Why it stopped, if it did.
@@ -53,10 +55,15 @@ pub enum Request {
         /// Parts, by address, not overlapping.
         parts: Vec<Part>,
     },
-    /// Forgets an image once no VM uses it.
+    /// Keeps a VM that said `ready` and was not started since as a *template*: an image from which [`Request::Create`] makes clones that go on
+    /// where the VM was. Answered `Image`. `NotWhole`: part of it is not in memory, it is too large (more than 1,024 pages of its own, or over 64 MiB apart), or
+    /// it is a clone itself. Whatever comes of it, the VM says `ready` once more; but for `BadArgument`: it is not waiting.
+    MakeTemplate(VmNumber),
+    /// Forgets an image, or a template, once no VM uses it.
     DropImage(ImageNumber),
     /// Creates a VM, stopped, with all the swap space that it can ever need. The caller lends one page: the contents of its virtual
-    /// register page.
+    /// register page. From a template it makes a clone: memory and windows must be those of the template, the kernel's part of the register page is the
+    /// template's, and line [`crate::domain::line::CLONE`] is pending.
     Create {
         /// The VM's number; its place must be free.
         vm: VmNumber,
@@ -69,7 +76,7 @@ pub enum Request {
         /// Windows of NIC, disk and console: address and bytes.
         windows: [(u64, u64); 3],
     },
-    /// Starts a VM, or lets it go on after `ready`.
+    /// Starts a VM, or lets it go on after `ready`; so a clone too.
     Start(VmNumber),
     /// Destroys a VM and cleans its memory.
     Destroy(VmNumber),
@@ -191,6 +198,8 @@ pub enum Response {
     Brought(Vec<VmNumber>),
     /// No such VM or image.
     NotFound,
+    /// The VM is not all in memory, or has too much of it, to be kept as a template.
+    NotWhole,
     /// Not enough memory.
     OutOfMemory,
     /// Not enough swap space.

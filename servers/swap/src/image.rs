@@ -3,8 +3,9 @@
 use crate::{
     frames::{Frame, List},
     space::{self, Space},
+    template::Template,
 };
-use alloc::vec::Vec;
+use alloc::{boxed::Box, vec::Vec};
 use protocol::{
     abi::Lend,
     image::SEGMENTS_MAX,
@@ -52,8 +53,10 @@ pub struct Image {
     pub parts: Vec<ImagePart>,
     /// Frames of its pages.
     pub frames: List,
-    /// VMs made from it.
+    /// VMs and templates made from it.
     pub users: u32,
+    /// What makes it a template.
+    pub template: Option<Box<Template>>,
 }
 
 /// What an image says of a page.
@@ -96,11 +99,13 @@ impl Image {
 
 /// Bytes of a part in the record of an image.
 const PART_BYTES: usize = 16;
+/// Most parts of an image; of a template, which has parts between those of its base.
+const PARTS_MAX: usize = 2 * SEGMENTS_MAX + 1;
 
 /// The record of an image, from which a restarted pager makes it again: a page with its parts. Its pages it finds by the frame table.
 pub fn record(parts: &[ImagePart]) -> [u8; PAGE as usize] {
     let mut page = [0; PAGE as usize];
-    for (part, place) in parts.iter().zip(page.chunks_exact_mut(PART_BYTES)) {
+    for (part, place) in parts.iter().zip(page.chunks_exact_mut(PART_BYTES)).take(PARTS_MAX) {
         let words = [part.page, part.pages, u32::from(part.access.bits()), part.data.len() as u32];
         for (word, to) in words.into_iter().zip(place.chunks_exact_mut(4)) {
             to.copy_from_slice(&word.to_le_bytes());
@@ -109,10 +114,10 @@ pub fn record(parts: &[ImagePart]) -> [u8; PAGE as usize] {
     page
 }
 
-/// The parts of a record; `stored` says what frame holds a page of the image.
+/// The parts of a record; `stored` says what frame holds a page of the image, its own or, for a template, one of its base.
 pub fn from_record(page: &[u8; PAGE as usize], stored: impl Fn(u32) -> Option<Frame>) -> Vec<ImagePart> {
     let mut parts = Vec::new();
-    for place in page.chunks_exact(PART_BYTES).take(SEGMENTS_MAX) {
+    for place in page.chunks_exact(PART_BYTES).take(PARTS_MAX) {
         let word = |index: usize| place.as_chunks().0.get(index).map_or(0, |word| u32::from_le_bytes(*word));
         let (page, pages, data_pages) = (word(0), word(1), word(3));
         if pages == 0 {
@@ -229,7 +234,7 @@ mod tests {
     #[test]
     fn finds_parts() {
         let piece = |page, pages| ImagePart { page, pages, access: Access::empty(), data: vec![Content::Zero] };
-        let image = Image { parts: vec![piece(1, 2), piece(5, 1)], frames: List::default(), users: 0 };
+        let image = Image { parts: vec![piece(1, 2), piece(5, 1)], frames: List::default(), users: 0, template: None };
         let found: Vec<_> = (0..8).map(|page| image.find(page).map(|f| (f.part.page, f.index))).collect();
         assert_eq!(found, [None, Some((1, 0)), Some((1, 1)), None, None, Some((5, 0)), None, None]);
         assert_eq!(image.find(5).unwrap().content(), Some(Content::Zero));

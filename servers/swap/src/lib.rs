@@ -1,7 +1,7 @@
 //! The swap server: owner of all memory of VMs, their pager. This is its logic, which runs on the host too.
 //!
 //! * [`frames`]: the frame table: who has which frame of the pool. [`record`]: the record of a VM.
-//! * [`space`]: the memory of a VM in numbers. [`image`]: guest images in pages.
+//! * [`space`]: the memory of a VM in numbers. [`image`]: guest images in pages. [`template`]: images made of VMs that have started.
 //! * [`region`]: swap space, striped over disks. [`map`]: what a VM's region holds of each page. [`crypt`]: how to know it again.
 //! * [`suspended`]: a VM that has left memory, in one piece.
 //! * [`decide`]: what to do when a VM touches a page: the policy.
@@ -30,5 +30,6 @@ pub mod region;
 pub mod slab;
 pub mod space;
 pub mod suspended;
+pub mod template;
 #[cfg(test)]
 mod tests;

@@ -57,7 +57,9 @@ impl Pager<'_> {
         let image = self.images.get(creation.image).ok_or(Response::NotFound)?;
         let space = Space::new(creation.memory).ok_or(Response::BadArgument)?;
         let windows = creation.windows.map(|(address, length)| Window { address, length });
-        if !image.fits(space, creation.entry) || !windows.iter().all(|window| space.holds_window(window)) {
+        let template = image.template.as_deref();
+        let unlike = template.is_some_and(|template| !template.fits(space.pages(), &creation.windows));
+        if unlike || !image.fits(space, creation.entry) || !windows.iter().all(|window| space.holds_window(window)) {
             return Err(Response::BadArgument);
         }
         let (need, units) = match self.has_swap() {
@@ -162,8 +164,15 @@ impl Pager<'_> {
         if copy[0].status != 0 {
             return Err(Response::BadArgument);
         }
+        if let Some(template) = self.template_of(place) {
+            machine.write_frame(registers, 0, &template.registers).map_err(|_| Response::BadArgument)?;
+        }
         self.frames.promote(registers);
-        self.make_domain(machine, place, windows)
+        let at = self.make_domain(machine, place, windows)?;
+        if let Some(template) = self.template_of(place) {
+            machine.restore(at, &template.state).map_err(|_| Response::BadArgument)?;
+        }
+        Ok(at)
     }
 
     /// Makes a stopped domain for a VM, and notes where it is.
@@ -200,12 +209,13 @@ impl Pager<'_> {
         Ok(created)
     }
 
-    /// Maps the virtual register page.
+    /// Maps the virtual register page, and of a clone what it is known to touch.
     fn first_pages(&mut self, machine: &mut impl Machine, place: u32, vm: VmRef) -> Result<VmRef, Response> {
         let frame = self.frames.find(place, Usage::Page(0)).ok_or(Response::NotFound)?;
         let mut operations = Vec::with_capacity(4);
         self.tables(place, 0, &mut operations).ok_or(Response::OutOfMemory)?;
         operations.push(self.map_page(0, frame, 1, Access::WRITE));
+        self.warm(machine, place, &mut operations)?;
         machine::map_all(machine, vm, &mut operations).map_err(|_| Response::OutOfMemory)?;
         Ok(vm)
     }

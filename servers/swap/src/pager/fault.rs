@@ -79,6 +79,8 @@ impl Pager<'_> {
     /// Takes up to [`BATCH`] events of VMs. Those that may go on do; the others are kept for the loader, or wait.
     pub fn events(&mut self, machine: &mut impl Machine, events: &[Event]) {
         self.clock.unblock();
+        // Before it faults for something else.
+        self.learn(machine);
         let mut batch = core::mem::take(&mut self.batch);
         for event in events.iter().take(BATCH) {
             self.event(machine, &mut batch, event);

@@ -213,6 +213,7 @@ impl Pager<'_> {
         let now = machine.now();
         self.wake(now);
         self.clock.end_turn(now);
+        self.learn(machine);
         if self.work_dying(machine) | self.work_leaving(machine) {
             self.clock.unblock();
         }

@@ -9,11 +9,12 @@ use crate::{
 use alloc::vec::Vec;
 use protocol::{
     abi::Target,
+    layout::PAGE,
     service::pager::{Part, Response},
 };
 
 /// Frames freed before looking at the list again; only the end matters here.
-const ALL: u32 = u32::MAX;
+pub(super) const ALL: u32 = u32::MAX;
 
 impl Pager<'_> {
     /// [`protocol::service::pager::Request::DefineImage`].
@@ -29,7 +30,9 @@ impl Pager<'_> {
         let mut frames = List::default();
         let number = self.images.next();
         let taken = self.take_in(machine, lent, &checked, number, &mut frames);
-        let recorded = taken.and_then(|parts| self.record_image(machine, number, &parts, &mut frames).map(|()| parts));
+        let recorded = taken.and_then(|parts| {
+            self.record_image(machine, number, &image::record(&parts), &mut frames).map(|()| parts)
+        });
         let parts = match recorded {
             Ok(parts) => parts,
             Err(response) => {
@@ -38,7 +41,7 @@ impl Pager<'_> {
             }
         };
         let used = u64::from(frames.len());
-        match self.images.insert(Image { parts, frames, users: 0 }) {
+        match self.images.insert(Image { parts, frames, users: 0, template: None }) {
             Ok(number) => {
                 self.image_frames += used;
                 Response::Image(number)
@@ -49,15 +52,15 @@ impl Pager<'_> {
     }
 
     /// Writes the record that makes the image known to a restarted pager: only when all its pages are there.
-    fn record_image(
+    pub(super) fn record_image(
         &mut self,
         machine: &mut impl Machine,
         number: u32,
-        parts: &[ImagePart],
+        record: &[u8; PAGE as usize],
         frames: &mut List,
     ) -> Result<(), Response> {
         let frame = self.frames.take(frames, IMAGES + number, Usage::Filling(0)).ok_or(Response::OutOfMemory)?;
-        machine.write_frame(frame, 0, &image::record(parts)).map_err(|_| Response::OutOfMemory)?;
+        machine.write_frame(frame, 0, record).map_err(|_| Response::OutOfMemory)?;
         self.frames.turn(frame, Usage::ImageRecord);
         Ok(())
     }
@@ -110,6 +113,9 @@ impl Pager<'_> {
                         self.frames.give(&mut image.frames, record);
                     }
                     self.frames.release(&mut image.frames, ALL);
+                    if let Some(base) = image.template.and_then(|template| self.images.get_mut(template.base)) {
+                        base.users = base.users.saturating_sub(1);
+                    }
                 }
                 Response::Done
             }

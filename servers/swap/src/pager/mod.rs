@@ -9,6 +9,7 @@
 //! | `clock` | who gives memory back: WSClock |
 //! | `suspend`, `resume` | whole VMs leave memory and come back |
 //! | `gate` | who may come back, and when: the gatekeeper |
+//! | `templates` | VMs that said `ready` are kept as images, and clones are made |
 //! | `recover` | a restarted pager finds all of it again |
 //!
 //! Nothing waits: what takes a disk is an operation under way, noted in `underway`, and goes on in [`Pager::completed`].
@@ -24,6 +25,7 @@ mod reading;
 mod recover;
 mod resume;
 mod suspend;
+mod templates;
 mod underway;
 mod writing;
 
@@ -164,6 +166,8 @@ pub struct Pager<'a> {
     kept: &'a mut Kept,
     vms: VmTable,
     images: Slab<Image>,
+    /// The template of which a clone is watched.
+    watched: Option<u32>,
     /// The frame of zeros that read-only parts share.
     zero: Frame,
     /// Frames of no VM and no image.
@@ -243,6 +247,7 @@ impl<'a> Pager<'a> {
             kept,
             vms: VmTable::default(),
             images: Slab::new(),
+            watched: None,
             zero: 0,
             own: List::default(),
             lost: List::default(),
@@ -333,6 +338,7 @@ impl<'a> Pager<'a> {
                 Some(lent) => self.define_image(machine, lent, &parts),
                 None => Response::BadArgument,
             },
+            Request::MakeTemplate(vm) => self.make_template(machine, vm),
             Request::DropImage(image) => self.drop_image(image),
             Request::Create { vm, image, memory, entry, windows } => match lent {
                 Some(lent) => {
@@ -378,8 +384,8 @@ impl<'a> Pager<'a> {
             brought.clear();
         }
         if client.manager {
-            // Images that no VM uses were its own.
-            for number in 0..self.images.end() {
+            // Images that no VM uses were its own. Templates are made after what they are made of, and go before it.
+            for number in (0..self.images.end()).chain(0..self.images.end()) {
                 let _ = self.drop_image(number);
             }
             // It may have lost the interrupt too.
@@ -464,8 +470,10 @@ impl<'a> Pager<'a> {
 
     fn start(&mut self, machine: &mut impl Machine, vm: VmNumber) -> Response {
         let Some(place) = self.vms.find(vm) else { return Response::NotFound };
+        let is_clone = self.template_of(place).is_some();
         let Some(found) = self.vms.get_mut(place) else { return Response::NotFound };
         let (control, arguments) = match found.state() {
+            State::Created if is_clone => (Control::Release, [0; 3]),
             // The stack pointer is the end of memory; `rdi` names the virtual register page.
             State::Created => (Control::Start, [found.entry, found.space().end(), SPACE_BASE]),
             State::Ready if found.is(TOLD) => (Control::Resume, [0; 3]),
@@ -520,7 +528,8 @@ impl<'a> Pager<'a> {
             let stop = self.causes.get(&place).map(|cause| (*cause).into());
             vm.set(TOLD, stop.is_some());
             let started = vm.state() != State::Created;
-            entries.push(VmEntry { vm: vm.number, at: vm.at(), image: vm.image, started, stop });
+            let clone = self.images.get(vm.image).is_some_and(|image| image.template.is_some());
+            entries.push(VmEntry { vm: vm.number, at: vm.at(), image: vm.image, clone, started, stop });
         }
         Response::Vms(entries, (end < self.vms.end()).then_some(end))
     }

@@ -7,12 +7,13 @@
 use super::{IMAGES, Kept, Pager, Parts, SELF};
 use crate::{
     frames::{Frame, List, Owners, Usage},
-    image::{self, Image},
+    image::{self, Content, Image},
     machine::{self, Machine},
     record::{Cause, LEAVING, State, VmTable},
     region,
+    template::Template,
 };
-use alloc::{collections::BTreeMap, vec::Vec};
+use alloc::{boxed::Box, collections::BTreeMap, vec::Vec};
 use protocol::{abi::Error, domain::Control, layout::SPACE_BASE, memory::MapOperation, service::VmRef};
 
 /// Who had frames, as far as it is believed.
@@ -90,15 +91,39 @@ impl<'a> Pager<'a> {
     }
 
     fn find_images(&mut self, machine: &mut impl Machine, records: Vec<(u32, Frame)>, lists: &mut BTreeMap<u32, List>) {
+        let mut templates = Vec::new();
         for (number, frame) in records {
             let Some(frames) = lists.remove(&number) else { continue };
             if machine.read_frame(frame, 0, &mut *self.page).is_err() {
                 continue;
             }
-            let stored = |page| self.frames.find(IMAGES + number, Usage::Image(page));
-            let parts = image::from_record(&self.page, stored);
             self.image_frames += u64::from(frames.len());
-            let _ = self.images.insert_at(number, Image { parts, frames, users: 0 });
+            match Template::read(&self.page) {
+                // What it is made of must be there before.
+                Some(template) => templates.push((number, frame, frames, template)),
+                None => {
+                    let stored = |page| self.frames.find(IMAGES + number, Usage::Image(page));
+                    let parts = image::from_record(&self.page, stored);
+                    let _ = self.images.insert_at(number, Image { parts, frames, users: 0, template: None });
+                }
+            }
+        }
+        for (number, frame, frames, template) in templates {
+            let Some(base) = self.images.get(template.base) else { continue };
+            if machine.read_frame(frame, 0, &mut *self.page).is_err() {
+                continue;
+            }
+            let of_base = |page| match base.find(page).and_then(|found| found.content()) {
+                Some(Content::Stored(frame)) => Some(frame),
+                _ => None,
+            };
+            let stored = |page| self.frames.find(IMAGES + number, Usage::Image(page)).or_else(|| of_base(page));
+            let parts = image::from_record(&self.page, stored);
+            let base = template.base;
+            let _ = self.images.insert_at(number, Image { parts, frames, users: 0, template: Some(Box::new(template)) });
+            if let Some(base) = self.images.get_mut(base) {
+                base.users += 1;
+            }
         }
     }
 

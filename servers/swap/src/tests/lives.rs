@@ -18,6 +18,8 @@ enum Step {
     Fill(u64, u8),
     Deliver(u64, u32, u8),
     Idle(u64, Option<u16>),
+    /// It says `ready`, and becomes a template.
+    Ready(u64),
     Pass(u16),
     Turn(usize, bool),
     /// The pager dies so many calls from here.
@@ -36,6 +38,7 @@ fn step(failures: bool) -> impl Strategy<Value = Step> {
         12 => (vm.clone(), writable.clone(), any::<u8>()).prop_map(|(vm, page, value)| Step::Write(vm, page, value)),
         2 => (vm.clone(), any::<u8>()).prop_map(|(vm, value)| Step::Fill(vm, value)),
         4 => (vm.clone(), writable, any::<u8>()).prop_map(|(vm, page, value)| Step::Deliver(vm, page, value)),
+        1 => vm.clone().prop_map(Step::Ready),
         6 => (vm, proptest::option::of(any::<u16>())).prop_map(|(vm, deadline)| Step::Idle(vm, deadline)),
         2 => any::<u16>().prop_map(Step::Pass),
         8 => (0usize..8, prop::bool::weighted(if failures { 0.8 } else { 1.0 })).prop_map(|(which, good)| Step::Turn(which, good)),
@@ -58,9 +61,14 @@ fn live(steps: Vec<Step>, dies: bool, large: bool) {
                 uses += 1;
                 let number = vm | uses << protocol::service::PLACE_BITS;
                 world.model.lent = vec![0x77; PAGE as usize];
+                let template = world.templates.len().checked_sub(1).filter(|_| uses % 2 == 0);
+                let image = template.map_or(image, |template| world.templates[template].0);
                 match world.ask_as(MANAGER, World::creation(number, image, memory)) {
                     Some(Response::Created(_)) => {
                         vms.push(number);
+                        if let Some(template) = template {
+                            world.inherit(number, template);
+                        }
                         // A pager that dies in the middle of it may have started it or not.
                         while !matches!(
                             world.ask_as(MANAGER, Request::Start(number)),
@@ -78,6 +86,7 @@ fn live(steps: Vec<Step>, dies: bool, large: bool) {
                     while world.ask_as(MANAGER, Request::Destroy(number)).is_none() {}
                     vms.retain(|other| *other != number);
                     world.stopped.remove(&number);
+                    world.ready.remove(&number);
                 }
             }
             Step::Read(vm, page) => {
@@ -108,6 +117,11 @@ fn live(steps: Vec<Step>, dies: bool, large: bool) {
                     world.idle(number, deadline);
                 }
             }
+            Step::Ready(vm) => {
+                if let Some(number) = named(&vms, vm).filter(|_| world.templates.len() < 3) {
+                    world.say_ready(number);
+                }
+            }
             Step::Pass(time) => world.model.now += u64::from(time),
             Step::Turn(which, good) => world.turn(which, good),
             Step::Die(after) if dies => world.model.dies_at = Some(world.model.calls + after),
@@ -127,7 +141,9 @@ fn live(steps: Vec<Step>, dies: bool, large: bool) {
         assert_eq!(world.ask(Request::Destroy(vm)), Response::Done);
     }
     world.settle();
-    assert_eq!(world.ask(Request::DropImage(image)), Response::Done);
+    // Templates that it had made when it died nobody knows of: they go when its manager comes anew.
+    world.with(|pager, _| pager.connected(MANAGER));
+    assert_eq!(world.ask(Request::DropImage(image)), Response::NotFound);
     assert_eq!((world.pager().in_use(), world.pager().units_in_use()), ((0, 0), 0));
     assert_eq!((world.model.taken_slots(), world.pager().spoken_for()), (0, (0, 0)));
 }

@@ -3,6 +3,7 @@
 mod incore;
 mod lives;
 mod swapping;
+mod templates;
 
 use crate::{
     frames::{FrameTable, Layout, Pool, Record, Usage},
@@ -54,6 +55,10 @@ struct World {
     /// VMs of which the loader was told that they stopped.
     stopped: BTreeMap<u64, Stop>,
     deaths: usize,
+    /// VMs that say `ready`, and whether a template is to be made of them before they go on.
+    ready: BTreeMap<u64, bool>,
+    /// Templates, and what was written in them.
+    templates: Vec<(u32, BTreeMap<u64, u8>)>,
     /// Nanoseconds that a turn takes.
     tick: u64,
 }
@@ -109,7 +114,8 @@ impl World {
         let pager = Pager::new(parts, &mut model);
         let blocks = blocks.to_vec();
         let (written, stopped) = (BTreeMap::new(), BTreeMap::new());
-        World { model, pager, block: 16, layout, blocks, written, stopped, deaths: 0, tick: 25_000_000 }
+        let (ready, templates) = (BTreeMap::new(), Vec::new());
+        World { model, pager, block: 16, layout, blocks, written, stopped, deaths: 0, ready, templates, tick: 25_000_000 }
     }
 
     fn parts(frames: FrameTable<'static>, kept: &'static mut Kept, blocks: &[u64], block: u32) -> Parts<'static> {
@@ -234,8 +240,51 @@ impl World {
 
     fn take_stops(&mut self) {
         while let Some(Response::Stopped(Some((vm, stop)))) = self.ask_as(MANAGER, Request::NextStop) {
-            self.stopped.insert(vm, stop);
+            match self.ready.get(&vm).copied().filter(|_| stop == Stop::Ready) {
+                Some(true) => self.make_template(vm),
+                Some(false) => {
+                    self.ready.remove(&vm);
+                    // If the pager dies in the middle of it, it says `ready` again, or goes on.
+                    if self.ask_as(MANAGER, Request::Start(vm)).is_none() {
+                        self.ready.insert(vm, false);
+                    }
+                }
+                None => {
+                    self.stopped.insert(vm, stop);
+                }
+            }
         }
+    }
+
+    /// A VM says `ready`, and a template is made of it.
+    fn say_ready(&mut self, vm: u64) {
+        if self.wake(vm)
+            && let Some((at, domain)) = self.model.find(vm)
+        {
+            Self::trap(domain, at, EventKind::Ready, 0, 0);
+            self.ready.insert(vm, true);
+        }
+    }
+
+    fn make_template(&mut self, vm: u64) {
+        self.ready.insert(vm, false);
+        match self.ask_as(MANAGER, Request::MakeTemplate(vm)) {
+            Some(Response::Image(number)) => {
+                let of_it = self.written.range((vm, 0)..=(vm, u64::MAX));
+                let mut written: BTreeMap<u64, u8> = of_it.map(|((_, address), byte)| (*address, *byte)).collect();
+                // Of the register page the kernel's part is the template's, but nothing is pending.
+                written.insert(SPACE_BASE + 8, 0);
+                self.templates.push((number, written));
+            }
+            Some(Response::NotWhole | Response::OutOfMemory) | None => {}
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// A VM was made from a template: what it finds.
+    fn inherit(&mut self, vm: u64, template: usize) {
+        let written = self.templates[template].1.clone();
+        self.written.extend(written.into_iter().map(|(address, byte)| ((vm, address), byte)));
     }
 
     /// Turns until nothing is left to do.

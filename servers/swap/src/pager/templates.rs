@@ -1,0 +1,276 @@
+//! Templates and clones: a VM that said `ready` is kept as an image, and VMs that are made from it go on where it was ([`crate::template`]).
+
+use super::{IMAGES, Pager, images::ALL};
+use crate::{
+    decide::{self, Decision, Present},
+    frames::{Frame, List, Usage},
+    image::{self, Image},
+    machine::{self, Machine},
+    record::{Cause, MOVING, State, TOLD, Touch},
+    space,
+    template::{self, PAGES_MAX, Template, WARM_MAX, Warm},
+};
+use alloc::{boxed::Box, vec::Vec};
+use protocol::{
+    domain::{Control, SavedDomain},
+    memory::{Access, MapOperation, PageState, SCAN_PAGES, Scan},
+    registers::KERNEL_PART,
+    service::{VmNumber, VmRef, pager::Response},
+};
+
+/// Frames of a VM that are looked at: its pages, and as many again of tables and maps.
+const LOOK: u32 = 2 * PAGES_MAX as u32;
+/// Calls for looking at what a watched clone has read.
+const SCANS_MAX: u32 = 16;
+/// [`protocol::domain::Usage::state`]: it waits.
+const WAITS: u64 = 2;
+
+impl Pager<'_> {
+    /// [`protocol::service::pager::Request::MakeTemplate`].
+    pub(super) fn make_template(&mut self, machine: &mut impl Machine, vm: VmNumber) -> Response {
+        let Some(place) = self.vms.find(vm) else { return Response::NotFound };
+        let Some(found) = self.vms.get(place) else { return Response::NotFound };
+        let (Some(at), State::Ready) = (found.at(), found.state()) else { return Response::BadArgument };
+        let of_a_clone = self.image_of(found).is_none_or(|image| image.template.is_some());
+        let whole = found.swapped == 0 && found.under_way == 0 && !found.is(MOVING);
+        if of_a_clone || !whole || machine.control(at, Control::Hold, [0; 3]).is_err() {
+            self.stop(place, Cause::Ready);
+            return Response::NotWhole;
+        }
+        let mut frames = List::default();
+        let kept = self.keep_as_image(machine, place, at, &mut frames);
+        if kept.is_err() {
+            self.frames.release(&mut frames, ALL);
+        }
+        // Its trap comes once more, and it says `ready` again.
+        self.causes.remove(&place);
+        if let Some(vm) = self.vms.get_mut(place) {
+            vm.set(TOLD, false);
+            vm.set_state(State::Running);
+        }
+        if machine.control(at, Control::Release, [0; 3]).is_err() {
+            self.stop(place, super::fault::REFUSED);
+        }
+        match kept {
+            Ok(number) => Response::Image(number),
+            Err(refusal) => refusal,
+        }
+    }
+
+    /// Makes a template of a held VM; its number.
+    fn keep_as_image(
+        &mut self,
+        machine: &mut impl Machine,
+        place: u32,
+        at: VmRef,
+        frames: &mut List,
+    ) -> Result<u32, Response> {
+        let (resident, more) = self.resident(place, None, LOOK);
+        if more.is_some() || resident.incoming || resident.pages.len() > PAGES_MAX {
+            return Err(Response::NotWhole);
+        }
+        if resident.pages.len() as u64 + 1 > self.available() {
+            return Err(Response::OutOfMemory);
+        }
+        self.images.reserve().map_err(|_| Response::OutOfMemory)?;
+        let number = self.images.next();
+        let mut state = SavedDomain::ZERO;
+        machine.save(at, &mut state).map_err(|_| Response::NotWhole)?;
+        let mut registers = [0; KERNEL_PART];
+        let page = self.frames.find(place, Usage::Page(0)).ok_or(Response::NotWhole)?;
+        machine.read_frame(page, 0, &mut registers).map_err(|_| Response::NotWhole)?;
+        let (base, pages) = self.vms.get(place).map(|vm| (vm.image, vm.pages)).ok_or(Response::NotFound)?;
+        let own = self.copy_pages(machine, number, base, &resident.pages, frames)?;
+        let image = self.images.get(base).ok_or(Response::NotFound)?;
+        let parts = template::overlay(&image.parts, &own).ok_or(Response::NotWhole)?;
+        let registers = template::fresh_registers(registers);
+        let template = Template { base, pages, registers, state: template::begun(state), warm: Warm::Unknown };
+        let mut record = image::record(&parts);
+        template.write(&mut record);
+        self.record_image(machine, number, &record, frames)?;
+        self.image_frames += u64::from(frames.len());
+        let image = Image { parts, frames: core::mem::take(frames), users: 0, template: Some(Box::new(template)) };
+        // Room was made above.
+        let number = self.images.insert(image).map_err(|_| Response::OutOfMemory)?;
+        if let Some(base) = self.images.get_mut(base) {
+            base.users += 1;
+        }
+        Ok(number)
+    }
+
+    /// Copies what a VM has of its own into frames of image `number`: its pages but the register page, and without those that it would find as
+    /// they are.
+    fn copy_pages(
+        &mut self,
+        machine: &mut impl Machine,
+        number: u32,
+        base: u32,
+        pages: &[(u32, Frame)],
+        frames: &mut List,
+    ) -> Result<Vec<(u32, Frame)>, Response> {
+        let mut own = Vec::with_capacity(pages.len());
+        for (page, from) in pages.iter().filter(|(page, _)| *page != 0) {
+            machine.read_frame(*from, 0, &mut *self.page).map_err(|_| Response::NotWhole)?;
+            let image = self.images.get(base).ok_or(Response::NotFound)?;
+            if !template::needs_copy(image, *page, &self.page) {
+                continue;
+            }
+            // Without a record there is no such image: a restarted pager takes them for nobody's.
+            let usage = Usage::Image(*page);
+            let frame = self.frames.take(frames, IMAGES + number, usage).ok_or(Response::OutOfMemory)?;
+            machine.write_frame(frame, 0, &*self.page).map_err(|_| Response::OutOfMemory)?;
+            own.push((*page, frame));
+        }
+        Ok(own)
+    }
+
+    /// The template that a VM is a clone of.
+    pub(super) fn template_of(&self, place: u32) -> Option<&Template> {
+        self.vms.get(place).and_then(|vm| self.image_of(vm))?.template.as_deref()
+    }
+
+    /// Adds what maps the pages that a new clone is known to touch, and fills those that it writes. Nothing if memory is short: then they come by faults.
+    pub(super) fn warm(
+        &mut self,
+        machine: &mut impl Machine,
+        place: u32,
+        operations: &mut Vec<MapOperation>,
+    ) -> Result<(), Response> {
+        self.learn(machine);
+        let Some((number, image)) = self.vms.get(place).map(|vm| (vm.number, vm.image)) else { return Ok(()) };
+        let Some(template) = self.images.get_mut(image).and_then(|image| image.template.as_deref_mut()) else {
+            return Ok(());
+        };
+        match &mut template.warm {
+            Warm::Unknown if self.watched.is_none() => {
+                template.warm = Warm::Watched(number);
+                self.watched = Some(image);
+            }
+            Warm::Known(pages) => {
+                let pages = core::mem::take(pages);
+                let done = self.map_warm(machine, place, &pages, operations);
+                if let Some(template) = self.images.get_mut(image).and_then(|image| image.template.as_deref_mut()) {
+                    template.warm = Warm::Known(pages);
+                }
+                return done;
+            }
+            Warm::Unknown | Warm::Watched(_) => {}
+        }
+        Ok(())
+    }
+
+    fn map_warm(
+        &mut self,
+        machine: &mut impl Machine,
+        place: u32,
+        pages: &[(u32, bool)],
+        operations: &mut Vec<MapOperation>,
+    ) -> Result<(), Response> {
+        if self.has_swap() && self.spare() < self.clock.low() + pages.len() as u32 {
+            return Ok(());
+        }
+        let (mut copies, mut filled, mut last) = (Vec::with_capacity(pages.len()), Vec::new(), None);
+        operations.reserve(pages.len() + 4);
+        for (page, write) in pages {
+            let found = self.vms.get(place).and_then(|vm| self.image_of(vm)).and_then(|image| image.find(*page));
+            let touch = if *write { Touch::Write } else { Touch::Read };
+            let decision = decide::decide(found, Present::No, touch);
+            if last.replace(space::leaf(*page)) != Some(space::leaf(*page)) {
+                self.tables(place, *page, operations).ok_or(Response::OutOfMemory)?;
+            }
+            match decision {
+                Decision::Share { frame, access } => {
+                    let frame = frame.unwrap_or(self.zero);
+                    let map = self.map_page(*page, frame, 1, access);
+                    match operations.last_mut().filter(|before| follows(before, &map)) {
+                        Some(before) => before.count += 1,
+                        None => operations.push(map),
+                    }
+                }
+                Decision::Fill { from, access } => {
+                    let frame = self.take(place, Usage::Filling(*page)).ok_or(Response::OutOfMemory)?;
+                    copies.push(self.fill(from, frame));
+                    filled.push(frame);
+                    operations.push(self.map_page(*page, frame, 1, access));
+                }
+                Decision::Illegal | Decision::Back { .. } | Decision::Wait | Decision::Read => {}
+            }
+        }
+        machine::transfer_all(machine, &mut copies).map_err(|_| Response::OutOfMemory)?;
+        if copies.iter().any(|copy| copy.status != 0) {
+            return Err(Response::OutOfMemory);
+        }
+        filled.into_iter().for_each(|frame| self.frames.promote(frame));
+        Ok(())
+    }
+
+    /// If the clone that is watched waits now, what it has touched is what clones touch.
+    pub(super) fn learn(&mut self, machine: &mut impl Machine) {
+        let Some(image) = self.watched else { return };
+        let watched = match self.images.get(image).and_then(|image| image.template.as_deref()).map(|it| &it.warm) {
+            Some(Warm::Watched(vm)) => *vm,
+            _ => {
+                self.watched = None;
+                return;
+            }
+        };
+        let place = self.vms.find(watched);
+        let here = place.and_then(|place| Some((place, self.vms.get(place)?)));
+        let warm = match here.and_then(|(place, vm)| Some((place, vm, vm.at()?))) {
+            Some((_, vm, _)) if vm.state() == State::Created => return,
+            Some((place, vm, at)) if vm.state() == State::Running && vm.swapped == 0 && !vm.is(MOVING) => {
+                match machine.usage(at) {
+                    Ok(usage) if usage.state == WAITS => Warm::Known(self.touched(machine, place, at)),
+                    // Not yet.
+                    Ok(_) => return,
+                    Err(_) => Warm::Unknown,
+                }
+            }
+            // It is not what it was: another one will show it.
+            _ => Warm::Unknown,
+        };
+        self.watched = None;
+        if let Some(template) = self.images.get_mut(image).and_then(|image| image.template.as_deref_mut()) {
+            template.warm = warm;
+        }
+    }
+
+    /// The pages that a VM has written or read, in order, and whether it has written them.
+    fn touched(&self, machine: &mut impl Machine, place: u32, at: VmRef) -> Vec<(u32, bool)> {
+        let (resident, _) = self.resident(place, None, LOOK);
+        let mut pages: Vec<(u32, bool)> = resident.pages.iter().map(|(page, _)| (*page, true)).collect();
+        let total = self.vms.get(place).map_or(0, |vm| vm.pages);
+        let mut states = [0; SCAN_PAGES];
+        for scan in 0..SCANS_MAX {
+            let first = scan * SCAN_PAGES as u32;
+            let count = total.saturating_sub(first).min(SCAN_PAGES as u32);
+            let Some(states) = states.get_mut(..count as usize).filter(|states| !states.is_empty()) else { break };
+            if machine.scan(at, space::address(first), states, Scan::empty()).is_err() {
+                break;
+            }
+            let read = PageState::PRESENT | PageState::ACCESSED;
+            for (page, state) in (first..).zip(states.iter()) {
+                let state = PageState::from_bits_truncate(*state);
+                let is_own = resident.pages.binary_search_by_key(&page, |(page, _)| *page).is_ok();
+                if state.contains(read) && !is_own {
+                    pages.push((page, false));
+                }
+            }
+        }
+        // The register page is mapped in any case.
+        pages.retain(|(page, _)| *page != 0);
+        pages.sort_unstable();
+        pages.truncate(WARM_MAX);
+        pages
+    }
+}
+
+/// Whether an operation maps what lies directly behind another, so that one does for both.
+fn follows(before: &MapOperation, next: &MapOperation) -> bool {
+    let same = (before.kind, before.access, before.slot) == (next.kind, next.access, next.slot);
+    let pages = u64::from(before.count);
+    let behind = before.address + pages * protocol::layout::PAGE == next.address && before.frame + pages == next.frame;
+    // A leaf table's pages only: what belongs to the next may lack its table.
+    let leaf = before.address / space::LEAF_BYTES == next.address / space::LEAF_BYTES;
+    same && behind && leaf && before.access & Access::WRITE.bits() == 0
+}
