@@ -220,7 +220,7 @@ fn read_note(mut bytes: &[u8]) -> Result<Option<note::Note>, ImageError> {
             if note.version != ARCHITECTURE_VERSION {
                 return Err(ImageError::Version(note.version));
             }
-            return if note.flags == 0 { Ok(Some(note)) } else { Err(ImageError::BadNote) };
+            return if note.flags & !note::FLAG_READY == 0 { Ok(Some(note)) } else { Err(ImageError::BadNote) };
         }
         let next = end.checked_next_multiple_of(4).ok_or(ImageError::BadNote)?;
         bytes = bytes.get(next..).unwrap_or(&[]);

@@ -12,6 +12,9 @@ pub const TYPE: u32 = 1;
 /// Name of the section.
 pub const SECTION: &str = ".note.denali";
 
+/// In [`Note::flags`]: the guest says `ready` ([`crate::abi::Number::Ready`]) once it has started, so that clones can be made of it.
+pub const FLAG_READY: u32 = 1;
+
 /// The descriptor. A device that the guest does not use has address and length 0.
 ///
 /// `A` is the type of an address: a pointer to a static in the guest that makes the note (so that
@@ -21,7 +24,7 @@ pub const SECTION: &str = ".note.denali";
 pub struct Note<A = u64> {
     /// [`crate::ARCHITECTURE_VERSION`].
     pub version: u32,
-    /// Must be 0.
+    /// [`FLAG_READY`]; the other bits must be 0.
     pub flags: u32,
     /// Bytes of memory that the guest wants, the virtual register page included. The system file may say otherwise.
     pub memory: u64,

@@ -8,6 +8,7 @@ use protocol::{
     image::{Image, ImageError},
     layout::PAGE,
     memory::Access,
+    note::FLAG_READY,
     service::pager::Part,
 };
 
@@ -26,6 +27,8 @@ pub struct Guest {
     pub pages: u64,
     /// Windows of NIC, disk and console: address and bytes.
     pub windows: [(u64, u64); 3],
+    /// Whether it says `ready` once it has started.
+    pub says_ready: bool,
 }
 
 /// Why a guest image was refused.
@@ -87,6 +90,7 @@ impl Guest {
             offset,
             pages,
             windows,
+            says_ready: note.flags & FLAG_READY != 0,
         })
     }
 

@@ -5,6 +5,7 @@
 //! * [`registers`]: the virtual register page of a new VM.
 //! * [`text`]: why a VM stopped, in words.
 //! * [`table`]: the VMs of the manifest and where each stands.
+//! * [`templates`]: which of them are clones of which template.
 //! * [`disks`]: their virtual disks.
 //! * [`loader`]: all of it together, on the calls of other servers that [`peers`] names.
 #![no_std]
@@ -20,6 +21,7 @@ pub mod loader;
 pub mod peers;
 pub mod registers;
 pub mod table;
+pub mod templates;
 #[cfg(test)]
 mod tests;
 pub mod text;

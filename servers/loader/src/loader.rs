@@ -6,20 +6,23 @@ use crate::{
     peers::{Lent, Peers},
     registers::{self, Machine, Own},
     table::{State, Table},
+    templates::{Kind, Templates},
     text,
 };
 use alloc::{
     borrow::ToOwned,
     collections::BTreeMap,
     format,
+    rc::Rc,
     string::{String, ToString},
     vec::Vec,
 };
 use entropy::Random;
 use protocol::{
-    abi::Error,
+    abi::{Error, NEVER},
     layout::PAGE,
     manifest::{Vm, VmTable},
+    registers::RegisterPage,
     service::{
         VmNumber, VmRef, console,
         loader::{MemoryInfo, Request, Response, VmInfo},
@@ -53,27 +56,83 @@ pub struct Loader<'a> {
     machine: Machine,
     random: Random,
     table: Table,
+    incarnation: u32,
     /// Images that the pager has, by name.
     images: BTreeMap<String, ImageNumber>,
+    /// What VMs are made from: by image, then by their memory as the manifest has it.
+    guests: BTreeMap<String, Vec<(u64, Rc<Guest>)>>,
+    templates: Templates,
+    /// What is left of starting all VMs.
+    starting: Option<Starting>,
     /// Where in the pager's list of VMs the next one stands that gets back what it has lost; `None`: all have.
     attaching: Option<u32>,
+}
+
+/// VMs of the manifest that are still to be started.
+#[derive(Clone, Copy, Debug)]
+struct Starting {
+    /// The next one.
+    next: usize,
+    refused: usize,
+    begun: u64,
+    /// When to go on.
+    at: u64,
 }
 
 impl<'a> Loader<'a> {
     /// A loader for these VMs of the manifest, with images from `bundle`. `incarnation`: restarts of the loader so far.
     pub fn new(bundle: &'a [u8], vms: VmTable<'a>, machine: Machine, random: Random, incarnation: u32) -> Loader<'a> {
         let table = Table::new(vms.len(), incarnation);
-        Loader { bundle, vms, machine, random, table, images: BTreeMap::new(), attaching: None }
+        Loader {
+            bundle,
+            vms,
+            machine,
+            random,
+            table,
+            incarnation,
+            images: BTreeMap::new(),
+            guests: BTreeMap::new(),
+            templates: Templates::default(),
+            starting: None,
+            attaching: None,
+        }
     }
 
-    /// Starts all VMs of the manifest. One that cannot be started is reported; the others go on.
+    /// All VMs of the manifest are to be started, bit by bit ([`Loader::start_some`]).
     pub fn start_all(&mut self, peers: &mut impl Peers) {
-        let (begun, mut refused) = (peers.now(), 0);
-        for index in 0..self.table.len() {
-            refused += usize::from(self.start(peers, index).is_err());
+        self.starting = Some(Starting { next: 0, refused: 0, begun: peers.now(), at: 0 });
+    }
+
+    /// Starts some of the VMs that are to be started, in the order of the manifest, unless those next are to be clones of one that is not ready yet. One that cannot be
+    /// started is reported; the others go on. When to go on, in nanoseconds since kernel entry; `None`: all are started.
+    pub fn start_some(&mut self, peers: &mut impl Peers) -> Option<u64> {
+        let mut starting = self.starting?;
+        for _ in 0..MANY_AT_ONCE {
+            if starting.next >= self.table.len() {
+                let started = self.table.len() - starting.refused;
+                let took = peers.now().saturating_sub(starting.begun) / 1_000_000;
+                peers.log(format_args!("{started} VMs started, {} refused, in {took} ms", starting.refused));
+                self.starting = None;
+                return None;
+            }
+            // The operator may have been there before.
+            if self.table.running(starting.next).is_none() {
+                let awaited = self.kind(starting.next).and_then(|kind| self.templates.waits_until(&kind));
+                starting.at = awaited.unwrap_or(0);
+                if starting.at > peers.now() {
+                    break;
+                }
+                starting.refused += usize::from(self.start(peers, starting.next).is_err());
+            }
+            (starting.next, starting.at) = (starting.next + 1, 0);
         }
-        let (started, took) = (self.table.len() - refused, peers.now().saturating_sub(begun) / 1_000_000);
-        peers.log(format_args!("{started} VMs started, {refused} refused, in {took} ms"));
+        self.starting = Some(starting);
+        Some(starting.at)
+    }
+
+    /// When [`Loader::start_some`] is to go on, in nanoseconds since kernel entry.
+    pub fn starts_at(&self) -> u64 {
+        self.starting.map_or(NEVER, |starting| starting.at)
     }
 
     /// After a restart of the loader: finds the VMs that are there again. Those that are not stay stopped, since they may have
@@ -123,7 +182,10 @@ impl<'a> Loader<'a> {
             let _ = peers.pager(&pager::Request::Destroy(entry.vm), Lent::Nothing);
             return false;
         };
-        self.images.insert(vm.image, entry.image);
+        match Kind::of(&vm).filter(|_| entry.clone) {
+            Some(kind) => self.templates.found(kind, entry.image, self.incarnation),
+            None => drop(self.images.insert(vm.image, entry.image)),
+        }
         self.table.set_running(index, entry.vm);
         self.attach_again(peers, index, entry.at.unwrap_or(VmRef::NOWHERE));
         match entry.stop {
@@ -147,8 +209,26 @@ impl<'a> Loader<'a> {
     }
 
     /// What a VM is made from.
-    fn guest(&self, vm: &Vm) -> Result<Guest, Refused> {
-        Guest::find(self.bundle, &vm.image, vm.memory)
+    fn guest(&mut self, vm: &Vm) -> Result<Rc<Guest>, Refused> {
+        let known = self.guests.get(&vm.image).into_iter().flatten().find(|(memory, _)| *memory == vm.memory);
+        if let Some((_, guest)) = known {
+            return Ok(guest.clone());
+        }
+        let guest = Rc::new(Guest::find(self.bundle, &vm.image, vm.memory)?);
+        self.guests.entry(vm.image.clone()).or_default().push((vm.memory, guest.clone()));
+        Ok(guest)
+    }
+
+    /// The kind of the VM of an entry, if its image says `ready` and there are others of it: those stand beside it.
+    fn kind(&mut self, index: usize) -> Option<Kind> {
+        let vm = self.vms.get(index)?;
+        if !self.guest(&vm).is_ok_and(|guest| guest.says_ready) {
+            return None;
+        }
+        let kind = Kind::of(&vm)?;
+        let mut beside = index.checked_sub(1).into_iter().chain(index.checked_add(1));
+        let is_alike = |other| self.vms.get(other).and_then(|vm| Kind::of(&vm)).as_ref() == Some(&kind);
+        beside.any(is_alike).then_some(kind)
     }
 
     /// Creates and starts the VM of an entry; why not, if not.
@@ -163,6 +243,7 @@ impl<'a> Loader<'a> {
     }
 
     fn try_start(&mut self, peers: &mut impl Peers, index: usize) -> Result<(), String> {
+        let begun = peers.now();
         let vm = self.vms.get(index).ok_or("no such VM")?;
         let guest = self.guest(&vm).map_err(|reason| reason.to_string())?;
         if guest.disk().is_none() && !vm.disks.is_empty() {
@@ -171,42 +252,77 @@ impl<'a> Loader<'a> {
         let disks = disks::registers(peers, &vm)?;
         let number = self.table.number(index).ok_or("it was started too often: no number is left")?;
         let seed = self.random.seed();
-        let own = Own { number, memory: guest.memory, created: peers.now(), seed, disks };
-        let page = registers::build(&self.machine, &vm, &own).map_err(|_| "its name or its arguments are too long")?;
-        let mut image = self.image(peers, &vm.image, &guest)?;
-        let mut forgotten = false;
-        let created = loop {
-            let request = pager::Request::Create {
-                vm: number,
-                image,
-                memory: guest.memory,
-                entry: guest.entry,
-                windows: guest.windows,
-            };
-            match peers.pager(&request, Lent::Registers(&page)) {
-                Ok(pager::Response::Created(created)) => break created,
-                // The pager has forgotten images that no VM used.
-                Ok(pager::Response::NotFound) if !forgotten => {
-                    forgotten = true;
-                    self.images.remove(&vm.image);
-                    image = self.image(peers, &vm.image, &guest)?;
+        let own = Own { number, memory: guest.memory, created: begun, seed, disks };
+        let mut page =
+            registers::build(&self.machine, &vm, &own).map_err(|_| "its name or its arguments are too long")?;
+        let kind = self.kind(index);
+        let clone = kind.as_ref().and_then(|kind| self.templates.next_clone(kind));
+        let cloned = match clone {
+            Some((template, generation)) => {
+                page.clone_generation = generation;
+                let cloned = Self::create(peers, number, template, &guest, &page)?;
+                // The pager has forgotten templates that no VM used: a new one is made.
+                if let (None, Some(kind)) = (cloned, &kind) {
+                    self.templates.forget(kind);
                 }
-                Ok(pager::Response::OutOfMemory) => {
-                    return Err(format!("not enough memory for its {} KiB", guest.memory / 1024));
-                }
-                Ok(pager::Response::OutOfSwap) => {
-                    return Err(format!("not enough swap space is left for its {} KiB", guest.memory / 1024));
-                }
-                other => return Err(format!("the pager did not create it: {}", unexpected(other))),
+                page.clone_generation = 0;
+                cloned
             }
+            None => None,
+        };
+        let created = match cloned {
+            Some(created) => created,
+            None => self.create_from_image(peers, number, &vm, &guest, &page)?,
         };
         self.table.set_running(index, number);
+        if let (None, Some(kind)) = (cloned, kind) {
+            self.templates.started(kind, number, begun);
+        }
         let ready = self.attach(peers, index, created).and_then(|()| self.let_run(peers, number));
         if let Err(reason) = ready {
             self.end(peers, index, number);
             return Err(reason);
         }
         Ok(())
+    }
+
+    fn create_from_image(
+        &mut self,
+        peers: &mut impl Peers,
+        number: VmNumber,
+        vm: &Vm,
+        guest: &Guest,
+        page: &RegisterPage,
+    ) -> Result<VmRef, String> {
+        for _ in 0..2 {
+            let image = self.image(peers, &vm.image, guest)?;
+            if let Some(created) = Self::create(peers, number, image, guest, page)? {
+                return Ok(created);
+            }
+            // The pager has forgotten images that no VM used.
+            self.images.remove(&vm.image);
+        }
+        Err("the pager forgets its image at once".to_owned())
+    }
+
+    /// Has a VM created; `None`: the pager does not know the image.
+    fn create(
+        peers: &mut impl Peers,
+        vm: VmNumber,
+        image: ImageNumber,
+        guest: &Guest,
+        page: &RegisterPage,
+    ) -> Result<Option<VmRef>, String> {
+        let Guest { memory, entry, windows, .. } = *guest;
+        match peers.pager(&pager::Request::Create { vm, image, memory, entry, windows }, Lent::Registers(page)) {
+            Ok(pager::Response::Created(created)) => Ok(Some(created)),
+            Ok(pager::Response::NotFound) => Ok(None),
+            Ok(pager::Response::OutOfMemory) => Err(format!("not enough memory for its {} KiB", memory / 1024)),
+            Ok(pager::Response::OutOfSwap) => {
+                Err(format!("not enough swap space is left for its {} KiB", memory / 1024))
+            }
+            other => Err(format!("the pager did not create it: {}", unexpected(other))),
+        }
     }
 
     /// The number of an image at the pager, which is given it if it does not have it.
@@ -234,7 +350,7 @@ impl<'a> Loader<'a> {
 
     /// Gives a VM its disks, its port at the switch and its console. A switch or console that is gone is no reason to refuse the VM: it is
     /// attached when the server is back. Without its disks a VM is not started.
-    fn attach(&self, peers: &mut impl Peers, index: usize, at: VmRef) -> Result<(), String> {
+    fn attach(&mut self, peers: &mut impl Peers, index: usize, at: VmRef) -> Result<(), String> {
         let (Some(vm), Some(number)) = (self.vms.get(index), self.table.running(index)) else {
             return Ok(());
         };
@@ -273,7 +389,7 @@ impl<'a> Loader<'a> {
     }
 
     /// After a restart of the switch, the console, the server of virtual disks or the loader: a VM gets back what it has lost.
-    fn attach_again(&self, peers: &mut impl Peers, index: usize, at: VmRef) {
+    fn attach_again(&mut self, peers: &mut impl Peers, index: usize, at: VmRef) {
         let (Some(vm), Some(number)) = (self.vms.get(index), self.table.running(index)) else { return };
         let Ok(guest) = self.guest(&vm) else { return };
         let lost = guest.nic().is_some()
@@ -313,8 +429,11 @@ impl<'a> Loader<'a> {
     }
 
     /// Takes back a VM's disks, port and console, and its memory. Servers that are gone have forgotten it anyway.
-    fn end(&self, peers: &mut impl Peers, index: usize, vm: VmNumber) {
+    fn end(&mut self, peers: &mut impl Peers, index: usize, vm: VmNumber) {
         // What it was made from can be looked up: it was when it was made. If not, the servers say that they know nothing of it.
+        if let Some(kind) = self.kind(index) {
+            self.templates.ended(&kind, vm);
+        }
         let guest = self.vms.get(index).and_then(|vm| self.guest(&vm).ok());
         if guest.as_ref().is_none_or(|guest| guest.disk().is_some()) {
             disks::detach(peers, vm);
@@ -360,7 +479,7 @@ impl<'a> Loader<'a> {
     fn stopped(&mut self, peers: &mut impl Peers, index: usize, stop: &Stop) {
         let Some(vm) = self.table.running(index) else { return };
         let why = if *stop == Stop::Ready {
-            match self.let_run(peers, vm) {
+            match self.is_ready(peers, index, vm) {
                 Ok(()) => return,
                 Err(reason) => reason,
             }
@@ -369,6 +488,28 @@ impl<'a> Loader<'a> {
             text::stop(stop, guest.map_or(0, |guest| guest.memory))
         };
         self.give_up(peers, index, &why);
+    }
+
+    /// A VM said `ready`: it becomes the template of its kind if there is none, and says it once more; or it goes on.
+    fn is_ready(&mut self, peers: &mut impl Peers, index: usize, vm: VmNumber) -> Result<(), String> {
+        if let Some(kind) = self.kind(index).filter(|kind| self.templates.wants(kind, vm)) {
+            let answer = peers.pager(&pager::Request::MakeTemplate(vm), Lent::Nothing);
+            let made = if let Ok(pager::Response::Image(number)) = answer { Some(number) } else { None };
+            self.templates.made(kind, made);
+            if let Some(starting) = &mut self.starting {
+                starting.at = 0;
+            }
+            if made.is_none() {
+                let (name, why) = (self.name(index), unexpected(answer.clone()));
+                peers.log(format_args!("VMs like {name} are not cloned: the pager made no template: {why}"));
+            }
+            // After any other answer it does not say it again.
+            let again = [pager::Response::NotWhole, pager::Response::OutOfMemory];
+            if made.is_some() || answer.is_err() || answer.is_ok_and(|answer| again.contains(&answer)) {
+                return Ok(());
+            }
+        }
+        self.let_run(peers, vm)
     }
 
     /// Carries out a request of the operator.
@@ -451,16 +592,14 @@ impl<'a> Loader<'a> {
     }
 
     /// VMs by number of their entry: `from` is 0 or what the answer before said.
-    fn list(&self, peers: &mut impl Peers, from: u64) -> Response {
+    fn list(&mut self, peers: &mut impl Peers, from: u64) -> Response {
         let mut vms = Vec::new();
         let mut room = LIST_BYTES;
         let from = usize::try_from(from).unwrap_or(usize::MAX);
         for index in from..self.table.len() {
-            let (Some(vm), Some(state)) = (self.vms.get(index), self.table.state(index)) else { break };
-            let memory = match self.guest(&vm) {
-                Ok(guest) => guest.memory,
-                Err(_) => vm.memory,
-            };
+            let Some(vm) = self.vms.get(index) else { break };
+            let memory = self.guest(&vm).map_or(vm.memory, |guest| guest.memory);
+            let Some(state) = self.table.state(index) else { break };
             let bytes = vm.name.len() + vm.image.len() + ENTRY_BYTES;
             let bytes = bytes + if let State::Stopped(why) = state { why.len() } else { 0 };
             if bytes > room && !vms.is_empty() {

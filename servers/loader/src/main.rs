@@ -54,7 +54,7 @@ fn main(startup: Startup) -> ! {
         loader.adopt_all(&mut calls);
     }
     let pager_line = calls.pager_line();
-    server_runtime::run::<Service, _>(Server { loader, calls, pager_line, more_stops: true, more_lost: false })
+    server_runtime::run::<Service, _>(Server { loader, calls, pager_line, more_stops: true, more_lost: false, start: 0 })
 }
 
 struct Server {
@@ -66,6 +66,8 @@ struct Server {
     more_stops: bool,
     /// Whether there are VMs that have not got back what they lost by the restart of a server.
     more_lost: bool,
+    /// When VMs are to be started that are not yet, in nanoseconds since kernel entry.
+    start: u64,
 }
 
 impl Handler<Service> for Server {
@@ -80,17 +82,19 @@ impl Handler<Service> for Server {
         }
         if lines & 1 << self.pager_line != 0 {
             self.more_stops = self.loader.take_stops(&mut self.calls);
+            self.start = self.loader.starts_at();
         }
     }
 
     fn deadline(&mut self) {
         self.more_lost = self.loader.attach_some(&mut self.calls);
         self.more_stops = self.loader.take_stops(&mut self.calls);
+        self.start = self.loader.start_some(&mut self.calls).unwrap_or(NEVER);
     }
 
     fn next_deadline(&self) -> u64 {
         // What is left is done between requests: those are looked for, but not waited for.
-        if self.more_stops || self.more_lost { 0 } else { NEVER }
+        if self.more_stops || self.more_lost { 0 } else { self.start }
     }
 }
 

@@ -1,5 +1,7 @@
 //! The loader among servers of the tests' own.
 
+mod clones;
+
 use crate::{
     guest::{Guest, Refused},
     loader::Loader,
@@ -91,6 +93,12 @@ fn the_bundle() -> Vec<u8> {
     cpio(&[
         ("web", elf(true, ARCHITECTURE_VERSION)),
         ("quiet", elf(false, ARCHITECTURE_VERSION)),
+        ("ready", {
+            let mut file = elf(true, ARCHITECTURE_VERSION);
+            // The flag of its note.
+            file[300 + 28] = 1;
+            file
+        }),
         ("old", elf(true, ARCHITECTURE_VERSION + 1)),
         ("junk", b"not an image".to_vec()),
     ])
@@ -105,6 +113,14 @@ fn vm(name: &str, image: &str, last: u8) -> Vm {
         address: [10, 0, 0, last],
         arguments: String::new(),
         disks: Vec::new(),
+    }
+}
+
+/// All VMs are started; the time passes that some wait for.
+fn start_all(loader: &mut Loader, world: &mut World) {
+    loader.start_all(world);
+    while let Some(at) = loader.start_some(world) {
+        world.now = world.now.max(at);
     }
 }
 
@@ -124,6 +140,7 @@ fn table(vms: Vec<Vm>) -> VmTable<'static> {
 struct World {
     bundle: Vec<u8>,
     log: Vec<String>,
+    now: u64,
     next: u32,
     images: u32,
     defined: Vec<Vec<u8>>,
@@ -131,6 +148,12 @@ struct World {
     vms: BTreeMap<VmNumber, bool>,
     seeds: Vec<[u8; 32]>,
     disk_registers: Vec<[protocol::registers::DiskRegister; 4]>,
+    /// VMs that were created: number, image, clone generation.
+    made: Vec<(VmNumber, u32, u32)>,
+    templates: Vec<u32>,
+    no_template: bool,
+    /// Images that the pager does not know any more.
+    forgotten: Vec<u32>,
     stops: VecDeque<(VmNumber, Stop)>,
     list: Vec<VmEntry>,
     ports: BTreeMap<VmNumber, [u8; 6]>,
@@ -146,7 +169,7 @@ struct World {
 
 impl World {
     fn new() -> World {
-        World { bundle: the_bundle(), next: 100, memory: 100, ..World::default() }
+        World { bundle: the_bundle(), now: 77, next: 100, memory: 100, ..World::default() }
     }
 
     fn loader(&self, vms: Vec<Vm>, incarnation: u32) -> Loader<'static> {
@@ -182,7 +205,7 @@ impl Peers for World {
             }
             pager::Request::Create { vm, image, memory, entry, .. } => {
                 let Lent::Registers(page) = lent else { panic!("{lent:?}") };
-                if *image >= self.images {
+                if *image >= self.images || self.forgotten.contains(image) {
                     return Ok(pager::Response::NotFound);
                 }
                 if self.memory == 0 {
@@ -194,7 +217,17 @@ impl Peers for World {
                 self.seeds.push(page.seed);
                 self.disk_registers.push(page.disks);
                 self.vms.insert(*vm, false);
+                self.made.push((*vm, *image, page.clone_generation));
                 pager::Response::Created(VmRef { frame: self.next, generation: 1 })
+            }
+            pager::Request::MakeTemplate(vm) => {
+                self.stops.push_back((*vm, Stop::Ready));
+                if self.no_template {
+                    return Ok(pager::Response::NotWhole);
+                }
+                self.images += 1;
+                self.templates.push(self.images - 1);
+                pager::Response::Image(self.images - 1)
             }
             pager::Request::Start(vm) => {
                 *self.vms.get_mut(vm).unwrap() = true;
@@ -214,6 +247,7 @@ impl Peers for World {
                     vm: *vm,
                     at: Some(reference(*vm as u32)),
                     image: 0,
+                    clone: false,
                     started: *started,
                     stop: None,
                 };
@@ -327,7 +361,7 @@ impl Peers for World {
     }
 
     fn now(&mut self) -> u64 {
-        77
+        self.now
     }
 
     fn log(&mut self, text: fmt::Arguments) {
@@ -370,7 +404,7 @@ fn vms_get_their_disks_or_are_refused() {
         disk_vm("without", 8, &[]),
     ];
     let mut loader = world.loader(vms, 0);
-    loader.start_all(&mut world);
+    start_all(&mut loader, &mut world);
     let log = world.take_log();
     let expected = [
         "vm none refused: there is no virtual disk `other`",
@@ -423,7 +457,7 @@ fn starts_what_it_can_and_says_what_it_cannot() {
         Vm { arguments: "a".repeat(600), ..vm("wordy", "quiet", 8) },
     ];
     let mut loader = world.loader(vms, 0);
-    loader.start_all(&mut world);
+    start_all(&mut loader, &mut world);
     let log = world.take_log();
     let expected = [
         ("missing", "no such image"),
@@ -464,7 +498,7 @@ fn starts_what_it_can_and_says_what_it_cannot() {
 fn stopped_vms_are_reported_cleaned_up_and_started_again() {
     let mut world = World::new();
     let mut loader = world.loader(vec![vm("one", "web", 1), vm("two", "web", 2)], 0);
-    loader.start_all(&mut world);
+    start_all(&mut loader, &mut world);
     world.stops.push_back((1, Stop::Exit(3)));
     world.stops.push_back((2, Stop::Ready));
     world.stops.push_back((9, Stop::Ready));
@@ -507,7 +541,7 @@ fn stopped_vms_are_reported_cleaned_up_and_started_again() {
 fn many_stops_leave_room_for_others() {
     let mut world = World::new();
     let mut loader = world.loader(vec![vm("one", "web", 1)], 0);
-    loader.start_all(&mut world);
+    start_all(&mut loader, &mut world);
     world.stops.extend((0..50).map(|_| (1, Stop::Ready)));
     assert!(loader.take_stops(&mut world));
     assert!(!world.stops.is_empty());
@@ -518,7 +552,7 @@ fn many_stops_leave_room_for_others() {
 fn an_image_that_the_pager_forgot_is_given_again() {
     let mut world = World::new();
     let mut loader = world.loader(vec![vm("one", "web", 1)], 0);
-    loader.start_all(&mut world);
+    start_all(&mut loader, &mut world);
     loader.request(&mut world, &Request::Stop("one"));
     world.images = 0;
     assert_eq!(loader.request(&mut world, &Request::Start("one")), Response::Done);
@@ -530,7 +564,7 @@ fn many_are_ended_and_started_some_at_a_time() {
     let mut world = World::new();
     let vms = (1..=40).map(|n| vm(&format!("{}-{n}", if n == 7 { "other" } else { "web" }), "web", n)).collect();
     let mut loader = world.loader(vms, 0);
-    loader.start_all(&mut world);
+    start_all(&mut loader, &mut world);
     world.take_log();
     let all = |loader: &mut Loader, world: &mut World, request: fn(u64) -> Request<'static>| {
         let (mut from, mut sum, mut answers) = (0, 0, 0);
@@ -565,7 +599,7 @@ fn restarted_servers_get_their_vms_back() {
     let mut world = World::new();
     let mut loader = world.loader(vec![vm("one", "web", 1), vm("two", "quiet", 2)], 0);
     world.switch_error = Some(CallError::Restarted);
-    loader.start_all(&mut world);
+    start_all(&mut loader, &mut world);
     assert_eq!(world.ports.len(), 1, "asked again after a restart in the middle");
     world.take_log();
     world.ports.clear();
@@ -598,13 +632,20 @@ fn restarted_servers_get_their_vms_back() {
 fn a_restarted_loader_finds_its_vms() {
     let mut world = World::new();
     let vms = || vec![vm("one", "web", 1), vm("two", "web", 2), vm("three", "quiet", 3), vm("four", "quiet", 4)];
-    world.loader(vms(), 0).start_all(&mut world);
+    start_all(&mut world.loader(vms(), 0), &mut world);
     world.take_log();
     world.vms.insert(3, false);
     let again = 1 << 24 | 1;
     world.vms.remove(&4);
     world.vms.insert(again, true);
-    let entry = |vm, image, started, stop| VmEntry { vm, at: Some(reference(9)), image, started, stop };
+    let entry = |vm, image, started, stop| VmEntry {
+        vm,
+        at: Some(reference(9)),
+        image,
+        clone: false,
+        started,
+        stop,
+    };
     world.list = vec![
         entry(1, 0, true, None),
         entry(2, 0, true, Some(Stop::Exit(1))),
@@ -639,7 +680,7 @@ fn long_lists_go_on() {
     let mut world = World::new();
     let vms: Vec<_> = (0..60).map(|n| vm(&format!("{n:060}"), "none", n)).collect();
     let mut loader = world.loader(vms, 0);
-    loader.start_all(&mut world);
+    start_all(&mut loader, &mut world);
     let (mut from, mut names, mut answers) = (0, Vec::new(), 0);
     loop {
         let Response::Vms(vms, more) = loader.request(&mut world, &Request::List { from }) else { panic!() };

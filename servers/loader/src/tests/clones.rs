@@ -1,0 +1,148 @@
+//! VMs of one kind are clones of the first.
+
+use super::*;
+use crate::templates::PATIENCE;
+
+/// So many VMs of an image that says `ready`.
+fn fleet(count: u8) -> Vec<Vm> {
+    (1..=count).map(|number| vm(&format!("web-{number}"), "ready", number)).collect()
+}
+
+/// Starts what can be started now.
+fn start_now(loader: &mut Loader, world: &mut World) {
+    while loader.start_some(world).is_some_and(|at| at <= world.now) {}
+}
+
+fn say_ready(loader: &mut Loader, world: &mut World, vm: VmNumber) {
+    world.stops.push_back((vm, Stop::Ready));
+    while loader.take_stops(world) {}
+}
+
+#[test]
+fn the_others_wait_for_the_first_and_are_its_clones() {
+    let mut world = World::new();
+    let mut loader = world.loader(fleet(4), 0);
+    loader.start_all(&mut world);
+    start_now(&mut loader, &mut world);
+    assert_eq!(world.vms.keys().copied().collect::<Vec<_>>(), [1]);
+    assert!(loader.starts_at() > world.now);
+    world.vms.insert(1, false);
+    say_ready(&mut loader, &mut world, 1);
+    assert_eq!(world.templates, [1]);
+    assert!(world.vms[&1], "it goes on when it says it again");
+    start_now(&mut loader, &mut world);
+    assert_eq!(world.take_log(), ["4 VMs started, 0 refused, in 0 ms"]);
+    let made: Vec<_> = world.made.iter().map(|(vm, image, generation)| (*vm, *image, *generation)).collect();
+    assert_eq!(made, [(1, 0, 0), (2, 1, 1), (3, 1, 2), (4, 1, 3)]);
+    assert!(world.vms.values().all(|started| *started) && world.ports.len() == 4 && world.consoles.len() == 4);
+    let mut seeds = world.seeds.clone();
+    seeds.sort_unstable();
+    seeds.dedup();
+    assert_eq!(seeds.len(), 4, "each has a seed of its own");
+    // One that is started again is a clone too, of a generation that none had.
+    assert_eq!(loader.request(&mut world, &Request::Stop("web-1")), Response::Done);
+    assert_eq!(loader.request(&mut world, &Request::Start("web-1")), Response::Done);
+    assert_eq!(world.made.last(), Some(&(1 << 24 | 1, 1, 4)));
+}
+
+#[test]
+fn nobody_waits_for_ever() {
+    let mut world = World::new();
+    let mut loader = world.loader(fleet(3), 0);
+    loader.start_all(&mut world);
+    start_now(&mut loader, &mut world);
+    world.now = loader.starts_at();
+    assert_eq!(world.now, 77 + PATIENCE);
+    start_now(&mut loader, &mut world);
+    assert!(world.made.iter().all(|(_, image, generation)| (*image, *generation) == (0, 0)) && world.vms.len() == 3);
+    // Late, but for those that come after.
+    say_ready(&mut loader, &mut world, 1);
+    assert_eq!(loader.request(&mut world, &Request::Stop("web-3")), Response::Done);
+    assert_eq!(loader.request(&mut world, &Request::Start("web-3")), Response::Done);
+    assert_eq!(world.made.last(), Some(&(1 << 24 | 3, 1, 1)));
+}
+
+#[test]
+fn without_a_template_all_are_started_on_their_own() {
+    let mut world = World { no_template: true, ..World::new() };
+    let mut loader = world.loader(fleet(3), 0);
+    loader.start_all(&mut world);
+    start_now(&mut loader, &mut world);
+    say_ready(&mut loader, &mut world, 1);
+    start_now(&mut loader, &mut world);
+    let log = world.take_log();
+    assert!(log[0].starts_with("VMs like web-1 are not cloned: "), "{log:?}");
+    assert_eq!(log[1], "3 VMs started, 0 refused, in 0 ms");
+    say_ready(&mut loader, &mut world, 2);
+    assert!(world.templates.is_empty() && world.made.iter().all(|(_, image, _)| *image == 0));
+}
+
+#[test]
+fn one_that_ends_is_not_waited_for() {
+    let mut world = World::new();
+    let mut loader = world.loader(fleet(3), 0);
+    loader.start_all(&mut world);
+    start_now(&mut loader, &mut world);
+    world.stops.push_back((1, Stop::Exit(1)));
+    while loader.take_stops(&mut world) {}
+    start_now(&mut loader, &mut world);
+    assert_eq!(world.vms.keys().copied().collect::<Vec<_>>(), [2], "the next one is the first");
+    say_ready(&mut loader, &mut world, 2);
+    start_now(&mut loader, &mut world);
+    assert_eq!(world.made.last(), Some(&(3, 1, 1)));
+}
+
+#[test]
+fn a_template_that_the_pager_has_forgotten_is_made_again() {
+    let mut world = World::new();
+    let mut loader = world.loader(fleet(2), 0);
+    loader.start_all(&mut world);
+    start_now(&mut loader, &mut world);
+    say_ready(&mut loader, &mut world, 1);
+    start_now(&mut loader, &mut world);
+    world.templates.clear();
+    world.forgotten.push(1);
+    for vm in ["web-1", "web-2"] {
+        assert_eq!(loader.request(&mut world, &Request::Stop(vm)), Response::Done);
+    }
+    assert_eq!(loader.request(&mut world, &Request::Start("web-1")), Response::Done);
+    let first = 1 << 24 | 1;
+    assert_eq!(world.made.last(), Some(&(first, 0, 0)));
+    say_ready(&mut loader, &mut world, first);
+    assert_eq!(loader.request(&mut world, &Request::Start("web-2")), Response::Done);
+    assert_eq!(world.made.last(), Some(&(1 << 24 | 2, 2, 1)));
+}
+
+#[test]
+fn one_of_a_kind_is_no_template_and_neither_is_one_with_disks() {
+    let mut world = World::new();
+    world.disks.insert("content".into(), 50);
+    let disk = Disk { name: "content".into(), read_only: true, blocks: 0 };
+    let with_disk = |number| Vm { disks: vec![disk.clone()], ..vm(&format!("disk-{number}"), "ready", number) };
+    let alone = |number, words: &str| Vm { arguments: words.into(), ..vm(words, "ready", number) };
+    let vms = vec![with_disk(1), with_disk(2), alone(3, "a"), alone(4, "b"), vm("quiet", "quiet", 5)];
+    let mut loader = world.loader(vms, 0);
+    loader.start_all(&mut world);
+    start_now(&mut loader, &mut world);
+    for vm in [3, 4] {
+        say_ready(&mut loader, &mut world, vm);
+    }
+    assert_eq!(world.take_log().last().unwrap(), "3 VMs started, 2 refused, in 0 ms", "web images have no disk window");
+    assert!(world.templates.is_empty());
+}
+
+#[test]
+fn a_restarted_loader_knows_templates_by_their_clones() {
+    let mut world = World::new();
+    let mut loader = world.loader(fleet(3), 0);
+    start_all(&mut loader, &mut world);
+    world.list = vec![
+        VmEntry { vm: 1, at: Some(reference(9)), image: 0, clone: false, started: true, stop: None },
+        VmEntry { vm: 2, at: Some(reference(10)), image: 1, clone: true, started: true, stop: None },
+    ];
+    (world.images, world.ports) = (2, BTreeMap::new());
+    let mut loader = world.loader(fleet(3), 1);
+    loader.adopt_all(&mut world);
+    assert_eq!(loader.request(&mut world, &Request::Start("web-3")), Response::Done);
+    assert_eq!(world.made.last(), Some(&(1 << 44 | 3, 1, (1 << 20) + 1)));
+}
