@@ -282,7 +282,8 @@ mod tests {
             Image::guest(&image(note), 0).map(drop)
         };
         assert_eq!(with(0, 9), Err(ImageError::Version(9)));
-        assert_eq!(with(0, u64::from(ARCHITECTURE_VERSION) | 1 << 32), Err(ImageError::BadNote));
+        assert_eq!(with(0, u64::from(ARCHITECTURE_VERSION) | 2 << 32), Err(ImageError::BadNote));
+        assert_eq!(with(0, u64::from(ARCHITECTURE_VERSION) | u64::from(note::FLAG_READY) << 32), Ok(()));
         for memory in [0, 4096, 1 << 20 | 1, u64::MAX, layout::VM_MEMORY_MAX + 4096] {
             assert_eq!(with(1, memory), Err(ImageError::Memory(memory)));
         }

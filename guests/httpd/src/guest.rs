@@ -27,7 +27,7 @@ use ilwaco::{
 };
 use static_cell::ConstStaticCell;
 
-ilwaco::entry!(main, memory = 1024 * 1024, nic = 47, disk = 24, console);
+ilwaco::entry!(main, memory = 1024 * 1024, nic = 47, disk = 24, console, ready);
 
 const PORT: u16 = 80;
 /// Connections at a time. Each has a socket waiting, because a connection request that meets none is refused.
@@ -84,12 +84,16 @@ async fn main(spawner: Spawner) {
     };
     let (requests, connections) = (Cell::new(0), Cell::new(0));
     let server: &'static Server = Box::leak(Box::new(Server { stack, site, disk, requests, connections }));
+    for memory in MEMORY.take() {
+        spawner.spawn(ilwaco::task(server.serve(memory)));
+    }
+    // From here on this may be a clone. One that serves its own disk is not cloned.
+    if disk.is_none() {
+        ilwaco::ready().await;
+    }
     match vm::network() {
         Some(network) => println!("serving http://{}:{PORT}/", network.address),
         None => println!("this VM has no address: nobody can reach it"),
-    }
-    for memory in MEMORY.take() {
-        spawner.spawn(ilwaco::task(server.serve(memory)));
     }
     core::future::pending().await
 }

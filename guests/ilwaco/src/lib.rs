@@ -14,6 +14,7 @@
 //! | packets without a network stack | [`nic`] |
 //! | disks | [`disk`] |
 //! | random numbers | [`random`] |
+//! | templates: `ready`, after which the VM may be a clone | [`ready`] |
 //! | what the VM is: name, addresses, memory, arguments, figures | [`vm`] |
 //! | virtual interrupts: polled, or delivered to a handler | [`lines`], [`interrupt`] |
 //!
@@ -27,13 +28,14 @@
 //! }
 //! ```
 //!
-//! The bookkeeping ([`packets`], [`blocks`], [`text`]) is plain code that is tested on the host; everything else
+//! The bookkeeping ([`packets`], [`sequence`], [`blocks`], [`text`]) is plain code that is tested on the host; everything else
 //! exists on the machine's target only.
 #![cfg_attr(not(test), no_std)]
 
 pub mod blocks;
 mod disk_window;
 pub mod packets;
+pub mod sequence;
 pub mod text;
 mod window;
 
@@ -58,6 +60,7 @@ mod machine {
     pub mod nic;
     pub mod panic;
     pub mod random;
+    pub mod ready;
     pub mod registers;
     pub mod stack;
     pub mod timers;
@@ -71,7 +74,9 @@ pub use machine::{
     executor::task,
     interrupt, lines, nic,
     panic::exit,
-    random, registers,
+    random,
+    ready::ready,
+    registers,
     stack::Stack,
     vm,
 };

@@ -165,6 +165,13 @@ impl Packets {
         Some(Received { buffer: self.buffers.take(index), length })
     }
 
+    /// Gives back the buffers of all packets that have arrived and were not received.
+    pub fn forget(&mut self) {
+        while let Some(packet) = self.receive() {
+            self.release(packet);
+        }
+    }
+
     /// Gives the buffer of a packet back.
     pub fn release(&mut self, packet: Received) {
         self.free.push(packet.buffer.index());

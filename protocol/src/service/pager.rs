@@ -55,10 +55,6 @@ pub enum Request {
         /// Parts, by address, not overlapping.
         parts: Vec<Part>,
     },
-    /// Keeps a VM that said `ready` and was not started since as a *template*: an image from which [`Request::Create`] makes clones that go on
-    /// where the VM was. Answered `Image`. `NotWhole`: part of it is not in memory, it is too large (more than 1,024 pages of its own, or over 64 MiB apart), or
-    /// it is a clone itself. Whatever comes of it, the VM says `ready` once more; but for `BadArgument`: it is not waiting.
-    MakeTemplate(VmNumber),
     /// Forgets an image, or a template, once no VM uses it.
     DropImage(ImageNumber),
     /// Creates a VM, stopped, with all the swap space that it can ever need. The caller lends one page: the contents of its virtual
@@ -108,6 +104,10 @@ pub enum Request {
     },
     /// VMs whose pages this client has asked for and that it may try again, each told once; some of them may be no more.
     Brought,
+    /// Keeps a VM that said `ready` and was not started since as a *template*: an image from which [`Request::Create`] makes clones that go on
+    /// where the VM was. Answered `Image`. `NotWhole`: part of it is not in memory, it is too large (more than 1,024 pages of its own, or over 64 MiB apart), or
+    /// it is a clone itself. Whatever comes of it, the VM says `ready` once more; but for `BadArgument`: it is not waiting.
+    MakeTemplate(VmNumber),
 }
 
 /// Why a VM stopped.
@@ -198,8 +198,6 @@ pub enum Response {
     Brought(Vec<VmNumber>),
     /// No such VM or image.
     NotFound,
-    /// The VM is not all in memory, or has too much of it, to be kept as a template.
-    NotWhole,
     /// Not enough memory.
     OutOfMemory,
     /// Not enough swap space.
@@ -210,6 +208,8 @@ pub enum Response {
     InUse,
     /// The request is not allowed to this client.
     Denied,
+    /// The VM is not all in memory, or has too much of it, to be kept as a template.
+    NotWhole,
 }
 
 impl Service for Pager {

@@ -5,7 +5,7 @@ use core::future::Future;
 use embassy_executor::Spawner;
 use protocol::{
     ARCHITECTURE_VERSION,
-    note::{ElfNote, Note},
+    note::{ElfNote, FLAG_READY, Note},
 };
 
 /// What [`entry!`] leaves for the library, besides the note. One for each image.
@@ -41,10 +41,16 @@ unsafe impl Sync for StaticNote {}
 
 impl StaticNote {
     /// A note for this version of the virtual architecture.
-    pub const fn new(memory: u64, nic: (*const u8, usize), disk: (*const u8, usize), console: *const u8) -> StaticNote {
+    pub const fn new(
+        memory: u64,
+        nic: (*const u8, usize),
+        disk: (*const u8, usize),
+        console: *const u8,
+        ready: bool,
+    ) -> StaticNote {
         StaticNote(ElfNote::new(Note {
             version: ARCHITECTURE_VERSION,
-            flags: 0,
+            flags: if ready { FLAG_READY } else { 0 },
             memory,
             nic: nic.0,
             nic_length: nic.1 as u64,
@@ -100,7 +106,7 @@ pub fn start<F: Future<Output = ()> + 'static>(main: fn(Spawner) -> F) -> ! {
 
 /// Makes a program a guest: its entry, stack, windows and ELF note.
 ///
-/// `entry!(main, memory = BYTES [, stack = BYTES] [, nic = BUFFERS] [, disk = BUFFERS] [, console])`
+/// `entry!(main, memory = BYTES [, stack = BYTES] [, nic = BUFFERS] [, disk = BUFFERS] [, console [, ready]])`
 ///
 /// * `main`: `async fn main(spawner: ilwaco::Spawner)`. The VM ends with code 0 when it returns.
 /// * `memory`: bytes of memory that the VM wants, a multiple of 4096; the system file may say otherwise.
@@ -109,15 +115,19 @@ pub fn start<F: Future<Output = ()> + 'static>(main: fn(Spawner) -> F) -> ! {
 /// * `disk`: the VM has a disk window with this many buffers of 4 KiB (1 to 512): so many blocks can be under way. Which disks it
 ///   has, the system file says.
 /// * `console`: the VM has a console.
+/// * `ready`: the guest calls [`ready()`](crate::ready()) once it has started, and clones may be made of it.
 #[macro_export]
 macro_rules! entry {
+    ($main:path, memory = $memory:expr $(, stack = $stack:expr)? $(, nic = $nic:expr)? $(, disk = $disk:expr)?, console, ready $(,)?) => {
+        $crate::entry!(@make $main, $memory, ($($stack)?), ($($nic)?), ($($disk)?), (&raw const $crate::console::PAGE).cast(), true);
+    };
     ($main:path, memory = $memory:expr $(, stack = $stack:expr)? $(, nic = $nic:expr)? $(, disk = $disk:expr)?, console $(,)?) => {
-        $crate::entry!(@make $main, $memory, ($($stack)?), ($($nic)?), ($($disk)?), (&raw const $crate::console::PAGE).cast());
+        $crate::entry!(@make $main, $memory, ($($stack)?), ($($nic)?), ($($disk)?), (&raw const $crate::console::PAGE).cast(), false);
     };
     ($main:path, memory = $memory:expr $(, stack = $stack:expr)? $(, nic = $nic:expr)? $(, disk = $disk:expr)? $(,)?) => {
-        $crate::entry!(@make $main, $memory, ($($stack)?), ($($nic)?), ($($disk)?), core::ptr::null());
+        $crate::entry!(@make $main, $memory, ($($stack)?), ($($nic)?), ($($disk)?), core::ptr::null(), false);
     };
-    (@make $main:path, $memory:expr, $stack:tt, $nic:tt, $disk:tt, $console:expr) => {
+    (@make $main:path, $memory:expr, $stack:tt, $nic:tt, $disk:tt, $console:expr, $ready:expr) => {
         const _: () = {
             const STACK_BYTES: usize = $crate::entry!(@stack $stack);
             #[unsafe(link_section = ".sbss")]
@@ -136,7 +146,7 @@ macro_rules! entry {
             };
             #[used]
             #[unsafe(link_section = ".note.denali")]
-            static NOTE: $crate::StaticNote = $crate::StaticNote::new($memory, NIC, DISK, $console);
+            static NOTE: $crate::StaticNote = $crate::StaticNote::new($memory, NIC, DISK, $console, $ready);
         };
     };
     (@stack ()) => { 32 * 1024 };

@@ -1,6 +1,6 @@
 //! The idle loop: runs the tasks that are ready, rings doorbells, takes virtual interrupts, and idles until the next timer.
 
-use super::{clock, doorbell, lines, stack, timers};
+use super::{clock, doorbell, lines, ready, stack, timers};
 use alloc::boxed::Box;
 use core::{
     future::Future,
@@ -52,6 +52,7 @@ pub(super) fn run<F: Future<Output = ()> + 'static>(main: impl FnOnce(Spawner) -
             assert!(stack::is_sound(), "stack overflow");
         }
         if !READY.load(Ordering::Relaxed) {
+            let deadline = ready::idle().map_or(deadline, |look| deadline.min(look));
             // A line that became pending after `poll` is still pending: then this returns at once.
             hypercall::idle(deadline);
         }

@@ -5,11 +5,14 @@ use super::{
     nic::{self, Nic},
     random, vm,
 };
-use crate::packets::{Outgoing, Received};
+use crate::{
+    packets::{Outgoing, Received},
+    sequence,
+};
 use alloc::boxed::Box;
-use core::{cell::RefCell, task::Context};
+use core::{cell::{Cell, RefCell}, task::Context};
 use embassy_executor::Spawner;
-use embassy_net::{Config, Ipv4Cidr, Stack, StackResources, StaticConfigV4, tcp::TcpSocket};
+use embassy_net::{Config, ConfigV4, Ipv4Cidr, Stack, StackResources, StaticConfigV4, tcp::TcpSocket};
 use embassy_net_driver::{Capabilities, Driver, HardwareAddress, LinkState, RxToken, TxToken};
 use protocol::nic::FRAME_MAX;
 
@@ -20,22 +23,45 @@ use protocol::nic::FRAME_MAX;
 /// If the image has no NIC, or the network was started before.
 pub fn start<const SOCKETS: usize>(spawner: Spawner) -> Stack<'static> {
     let nic = nic::take().expect("the image has no NIC (entry!(main, ..., nic = 16)), or it was taken before");
-    let config = match vm::network() {
-        Some(network) => Config::ipv4_static(StaticConfigV4 {
+    let mut config = Config::default();
+    config.ipv4 = addresses();
+    let resources = Box::leak(Box::new(StackResources::<SOCKETS>::new()));
+    let (stack, mut runner) =
+        embassy_net::new(Interface { nic: RefCell::new(nic) }, config, resources, random::next_u64());
+    STACK.0.set(Some(stack));
+    spawner.spawn(executor::task(async move { runner.run().await }));
+    stack
+}
+
+/// The stack, to be told of other addresses.
+struct Kept(Cell<Option<Stack<'static>>>);
+
+// SAFETY: a VM has one flow of control, which only a virtual interrupt can come between; and it is used by the two functions of this module alone, which run in
+// tasks and in the idle loop.
+unsafe impl Sync for Kept {}
+
+static STACK: Kept = Kept(Cell::new(None));
+
+/// The VM's addresses as embassy-net wants them.
+fn addresses() -> ConfigV4 {
+    match vm::network() {
+        Some(network) => ConfigV4::Static(StaticConfigV4 {
             address: Ipv4Cidr::new(network.address, network.prefix),
             gateway: network.gateway,
             dns_servers: network.name_server.into_iter().collect(),
         }),
         #[cfg(feature = "dhcp")]
-        None => Config::dhcpv4(embassy_net::DhcpConfig::default()),
+        None => ConfigV4::Dhcp(embassy_net::DhcpConfig::default()),
         #[cfg(not(feature = "dhcp"))]
-        None => Config::default(),
-    };
-    let resources = Box::leak(Box::new(StackResources::<SOCKETS>::new()));
-    let (stack, mut runner) =
-        embassy_net::new(Interface { nic: RefCell::new(nic) }, config, resources, random::next_u64());
-    spawner.spawn(executor::task(async move { runner.run().await }));
-    stack
+        None => ConfigV4::None,
+    }
+}
+
+/// The VM has become a clone: its addresses are others.
+pub(super) fn configure() {
+    if let Some(stack) = STACK.0.get() {
+        stack.set_config_v4(addresses());
+    }
 }
 
 /// Sends all of `bytes`, waiting for room in the socket's buffer as often as need be.
@@ -102,7 +128,10 @@ struct Arrival<'a> {
 impl RxToken for Arrival<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(mut self, work: F) -> R {
         match &mut self.packet {
-            Some(packet) => work(packet.bytes()),
+            Some(packet) => {
+                sequence::arrives(packet.bytes(), &random::key());
+                work(packet.bytes())
+            }
             None => work(&mut []),
         }
     }
@@ -126,6 +155,7 @@ impl TxToken for Departure<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(mut self, length: usize, work: F) -> R {
         let Some(mut packet) = self.packet.take() else { return work(&mut []) };
         let result = work(&mut packet.bytes()[..length]);
+        sequence::leaves(&mut packet.bytes()[..length], &random::key());
         self.nic.borrow_mut().send(packet, length);
         result
     }

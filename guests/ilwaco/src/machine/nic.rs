@@ -1,6 +1,6 @@
 //! The VM's NIC, for whoever wants frames without a network stack. [`super::net`] is made of it.
 
-use super::{doorbell, entry, lines};
+use super::{doorbell, entry, lines, vm};
 use crate::{
     packets::{Outgoing, Packets, Received},
     window::Buffers,
@@ -18,6 +18,8 @@ static RECEIVED: AtomicU64 = AtomicU64::new(0);
 /// The NIC. There is one.
 pub struct Nic {
     packets: Packets,
+    /// Clone generation of the VM when it last received.
+    generation: u32,
 }
 
 /// Takes the NIC. `None` if the image has none, or it was taken.
@@ -29,7 +31,7 @@ pub fn take() -> Option<Nic> {
     lines::enable(lines::NIC);
     // SAFETY: `entry!` put the address and size of a `Window` static there; `TAKEN` sees to it that this happens once.
     let buffers = unsafe { Buffers::new(image.nic, image.nic_length) };
-    Some(Nic { packets: Packets::new(buffers) })
+    Some(Nic { packets: Packets::new(buffers), generation: vm::clone_generation() })
 }
 
 /// The NIC window of the image: address and bytes. For tests of what the switch makes of nonsense.
@@ -41,6 +43,11 @@ pub fn window() -> Option<(*const u8, usize)> {
 impl Nic {
     /// The next packet that has arrived. Give it back with [`Nic::release`].
     pub fn try_receive(&mut self) -> Option<Received> {
+        let generation = vm::clone_generation();
+        if core::mem::replace(&mut self.generation, generation) != generation {
+            // What arrived before the VM became a clone was not sent to it.
+            self.packets.forget();
+        }
         let packet = self.packets.receive()?;
         RECEIVED.fetch_add(1, Ordering::Relaxed);
         Some(packet)
@@ -97,6 +104,22 @@ impl Nic {
     }
 }
 
+/// Whether the switch has taken all packets that were sent.
+pub(super) fn is_sent() -> bool {
+    queue(|queue| queue.sent_taken.load(Ordering::Acquire) == queue.sent_filled.load(Ordering::Relaxed)).unwrap_or(true)
+}
+
+/// Looks at the queue page, if there is one.
+fn queue<R>(look: impl FnOnce(&crate::window::Queue) -> R) -> Option<R> {
+    let image = entry::image();
+    if image.nic.is_null() {
+        return None;
+    }
+    // SAFETY: as in `take`; these `Buffers` are used for the counters in the queue page only, which are atomics.
+    let buffers = unsafe { Buffers::new(image.nic, image.nic_length) };
+    Some(look(buffers.queue()))
+}
+
 /// Counters of the NIC.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Counters {
@@ -112,14 +135,7 @@ pub struct Counters {
 
 /// The counters now.
 pub fn counters() -> Counters {
-    let image = entry::image();
-    let (dropped, refused) = if image.nic.is_null() {
-        (0, 0)
-    } else {
-        // SAFETY: as in `take`; these `Buffers` are used for the counters in the queue page only, which are atomics.
-        let buffers = unsafe { Buffers::new(image.nic, image.nic_length) };
-        let queue = buffers.queue();
-        (queue.dropped.load(Ordering::Relaxed).into(), queue.refused.load(Ordering::Relaxed).into())
-    };
+    let lost = queue(|queue| (queue.dropped.load(Ordering::Relaxed).into(), queue.refused.load(Ordering::Relaxed).into()));
+    let (dropped, refused) = lost.unwrap_or_default();
     Counters { sent: SENT.load(Ordering::Relaxed), received: RECEIVED.load(Ordering::Relaxed), dropped, refused }
 }

@@ -1,8 +1,10 @@
 //! Random numbers fit for cryptography: ChaCha20, keyed with the seed in the virtual register page.
 //!
-//! Taking the seed wipes it there. A clone gets a new one, and the generator then starts over.
+//! Taking the seed wipes it there. A clone gets a new one, and the generator then starts over. What the VM that it is a clone of goes on with is in that VM's register
+//! page when it says `ready`, and nowhere else: a clone has not the means to tell what another one draws.
 
-use super::registers::{loaded, take_seed};
+use super::registers::{loaded, put_seed, take_seed};
+use crate::sequence::Key;
 use chacha20::ChaCha20Rng;
 use core::{cell::RefCell, convert::Infallible};
 use critical_section::Mutex;
@@ -30,6 +32,56 @@ fn with<R>(work: impl FnOnce(&mut ChaCha20Rng) -> R) -> R {
         }
         let state = state.get_or_insert_with(|| State { generation, generator: ChaCha20Rng::from_seed(take_seed()) });
         work(&mut state.generator)
+    })
+}
+
+/// Before the VM says `ready`: the generator is gone from memory, and its register page holds a seed for itself. Clones have register pages of their own.
+pub(super) fn park() {
+    let mut seed = [0; 32];
+    fill(&mut seed);
+    put_seed(&seed);
+    critical_section::with(|section| {
+        let mut state = STATE.borrow_ref_mut(section);
+        wipe(&mut *state);
+        *state = None;
+    });
+    KEY.lock(|key| key.set(None));
+    wipe(&mut seed);
+    wipe_stack();
+}
+
+/// Bytes of the stack that drawing random numbers has used at most.
+const STACK: usize = 3072;
+
+/// Overwrites what drawing a seed has left on the stack.
+#[inline(never)]
+fn wipe_stack() {
+    let mut dead = [0u8; STACK];
+    wipe(&mut dead);
+}
+
+/// Overwrites a value whose like will not be read again, so that the compiler does not leave it out.
+fn wipe<T>(value: &mut T) {
+    let bytes = core::ptr::from_mut(value).cast::<u8>();
+    for at in 0..size_of::<T>() {
+        // SAFETY: the byte lies in the value, which is borrowed mutably; its types are arrays, and the state, which is written anew before it is read.
+        unsafe { bytes.add(at).write_volatile(0) };
+    }
+}
+
+/// The key of this VM's sequence numbers; another one after `ready`.
+static KEY: embassy_sync::blocking_mutex::CriticalSectionMutex<core::cell::Cell<Option<Key>>> =
+    embassy_sync::blocking_mutex::CriticalSectionMutex::new(core::cell::Cell::new(None));
+
+/// That key.
+pub(super) fn key() -> Key {
+    KEY.lock(|key| {
+        key.get().unwrap_or_else(|| {
+            let mut new = Key::default();
+            fill(&mut new);
+            key.set(Some(new));
+            new
+        })
     })
 }
 

@@ -94,6 +94,13 @@ pub(super) fn take_seed() -> [u8; 32] {
     seed
 }
 
+/// Puts a seed where [`take_seed`] finds it.
+pub(super) fn put_seed(seed: &[u8; 32]) {
+    let field = layout::SPACE_BASE as usize + offset_of!(RegisterPage, seed);
+    // SAFETY: as in `take_seed`.
+    unsafe { core::ptr::with_exposed_provenance_mut::<[u8; 32]>(field).write_volatile(*seed) };
+}
+
 /// Takes the pending lines among `lines`: they are no longer pending.
 #[inline]
 pub(super) fn take_pending(lines: u64) -> u64 {
