@@ -165,9 +165,12 @@ impl Packets {
         Some(Received { buffer: self.buffers.take(index), length })
     }
 
-    /// Gives back the buffers of all packets that have arrived and were not received.
-    pub fn forget(&mut self) {
-        while let Some(packet) = self.receive() {
+    /// Gives back the buffers of packets that were not received, up to the one with this number.
+    pub fn forget(&mut self, end: u32) {
+        while end.wrapping_sub(self.taken) <= self.offered.wrapping_sub(self.taken)
+            && self.taken != end
+            && let Some(packet) = self.receive()
+        {
             self.release(packet);
         }
     }
@@ -292,6 +295,24 @@ mod tests {
             packets.release(packet);
             assert!(packets.receive().is_none());
         }
+    }
+
+    #[test]
+    fn what_came_before_is_forgotten_and_no_more() {
+        let (mut switch, mut packets) = Switch::new();
+        for number in 0..5u32 {
+            assert!(switch.deliver(&number.to_le_bytes()));
+        }
+        // Ends that are nonsense, or past.
+        for end in [u32::MAX, 1000, 0] {
+            packets.forget(end);
+        }
+        packets.forget(3);
+        let mut packet = packets.receive().unwrap();
+        assert_eq!(packet.bytes(), 3u32.to_le_bytes());
+        packets.release(packet);
+        packets.forget(3);
+        assert!(packets.receive().is_some_and(|mut packet| packet.bytes() == 4u32.to_le_bytes()));
     }
 
     #[test]

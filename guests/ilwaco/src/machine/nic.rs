@@ -7,13 +7,15 @@ use crate::{
 };
 use core::{
     future::poll_fn,
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     task::{Context, Poll},
 };
 
 static TAKEN: AtomicBool = AtomicBool::new(false);
 static SENT: AtomicU64 = AtomicU64::new(0);
 static RECEIVED: AtomicU64 = AtomicU64::new(0);
+/// Packets that had arrived when the VM said `ready`.
+static BEFORE: AtomicU32 = AtomicU32::new(0);
 
 /// The NIC. There is one.
 pub struct Nic {
@@ -46,7 +48,7 @@ impl Nic {
         let generation = vm::clone_generation();
         if core::mem::replace(&mut self.generation, generation) != generation {
             // What arrived before the VM became a clone was not sent to it.
-            self.packets.forget();
+            self.packets.forget(BEFORE.load(Ordering::Relaxed));
         }
         let packet = self.packets.receive()?;
         RECEIVED.fetch_add(1, Ordering::Relaxed);
@@ -107,6 +109,12 @@ impl Nic {
 /// Whether the switch has taken all packets that were sent.
 pub(super) fn is_sent() -> bool {
     queue(|queue| queue.sent_taken.load(Ordering::Acquire) == queue.sent_filled.load(Ordering::Relaxed)).unwrap_or(true)
+}
+
+/// Notes what has arrived: the VM is about to say `ready`.
+pub(super) fn note_arrived() {
+    let arrived = queue(|queue| queue.arrived.load(Ordering::Acquire)).unwrap_or(0);
+    BEFORE.store(arrived, Ordering::Relaxed);
 }
 
 /// Looks at the queue page, if there is one.

@@ -52,6 +52,7 @@ pub(super) fn idle() -> Option<u64> {
     WANTED.store(false, Ordering::Relaxed);
     UNTIL.store(0, Ordering::Relaxed);
     let generation = vm::clone_generation();
+    nic::note_arrived();
     random::park();
     hypercall::ready();
     // From here on this may be a clone.
