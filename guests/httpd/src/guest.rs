@@ -87,15 +87,12 @@ async fn main(spawner: Spawner) {
     for memory in MEMORY.take() {
         spawner.spawn(ilwaco::task(server.serve(memory)));
     }
-    // From here on this may be a clone. One that serves its own disk is not cloned.
-    if disk.is_none() {
-        ilwaco::ready().await;
-    }
     match vm::network() {
         Some(network) => println!("serving http://{}:{PORT}/", network.address),
         None => println!("this VM has no address: nobody can reach it"),
     }
-    core::future::pending().await
+    // From here on this may be a clone, of which nobody hears until it is asked for something.
+    match ilwaco::ready_for_good().await {}
 }
 
 impl Server {

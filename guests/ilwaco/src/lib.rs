@@ -75,7 +75,7 @@ pub use machine::{
     interrupt, lines, nic,
     panic::exit,
     random,
-    ready::ready,
+    ready::{ready, ready_for_good},
     registers,
     stack::Stack,
     vm,

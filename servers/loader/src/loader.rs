@@ -356,8 +356,9 @@ impl<'a> Loader<'a> {
         };
         let guest = self.guest(&vm).map_err(|reason| reason.to_string())?;
         disks::attach(peers, &vm, &guest, number, at)?;
-        Self::attach_nic(peers, &vm, &guest, number, at)?;
-        Self::attach_console(peers, &vm.name, &guest, number, at);
+        // There is nothing to take in the queues of a VM that has not run: it rings when there is.
+        Self::attach_nic(peers, &vm, &guest, number, VmRef::NOWHERE)?;
+        Self::attach_console(peers, &vm.name, &guest, number, VmRef::NOWHERE);
         Ok(())
     }
 

@@ -41,9 +41,12 @@ pub(super) fn run<F: Future<Output = ()> + 'static>(main: impl FnOnce(Spawner) -
     spawner.spawn(task(main(spawner)));
     let mut rounds = 0u32;
     loop {
-        READY.store(false, Ordering::Relaxed);
-        // SAFETY: there is one executor, polled here only, not by itself.
-        unsafe { executor.poll() };
+        if READY.load(Ordering::Relaxed) {
+            READY.store(false, Ordering::Relaxed);
+            ready::before_tasks();
+            // SAFETY: there is one executor, polled here only, not by itself.
+            unsafe { executor.poll() };
+        }
         doorbell::ring();
         lines::poll();
         let deadline = timers::next(clock::now());
@@ -51,8 +54,12 @@ pub(super) fn run<F: Future<Output = ()> + 'static>(main: impl FnOnce(Spawner) -
         if rounds.is_multiple_of(STACK_LOOK) {
             assert!(stack::is_sound(), "stack overflow");
         }
+        if READY.load(Ordering::Relaxed) {
+            continue;
+        }
+        let deadline = ready::idle(deadline);
+        // The task that has said it goes on.
         if !READY.load(Ordering::Relaxed) {
-            let deadline = ready::idle().map_or(deadline, |look| deadline.min(look));
             // A line that became pending after `poll` is still pending: then this returns at once.
             hypercall::idle(deadline);
         }

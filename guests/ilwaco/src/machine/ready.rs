@@ -2,8 +2,9 @@
 
 use super::{clock, nic, random, vm};
 use core::{
-    future::poll_fn,
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    convert::Infallible,
+    future::{pending, poll_fn},
+    sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     task::Poll,
 };
 use embassy_sync::waitqueue::AtomicWaker;
@@ -13,16 +14,18 @@ const PATIENCE: u64 = 50_000_000;
 /// Time between two looks at it.
 const LOOK: u64 = 500_000;
 
-/// Whether a task waits to say it.
+/// Whether it is to be said.
 static WANTED: AtomicBool = AtomicBool::new(false);
 /// Until when it is waited for that all is quiet; 0: not yet.
 static UNTIL: AtomicU64 = AtomicU64::new(0);
+/// Clone generation of the VM when its tasks last ran.
+static GENERATION: AtomicU32 = AtomicU32::new(0);
 static SAID: AtomicWaker = AtomicWaker::new();
 
 /// Says that the VM has started, and goes on when it may: as itself, or, any number of times, as a **clone** of it.
 ///
 /// It is said when no other task has anything to do, so call it once all is set up and before the first connection. In a clone
-/// [`vm::clone_generation`] is not 0, and `ilwaco` has its own name, arguments, addresses, seed and disks by then; line
+/// [`vm::clone_generation`] is not 0, and it has its own name, arguments, addresses and random numbers by then; line
 /// [`CLONE`](super::lines::CLONE) was raised. What the guest itself has drawn from [`random`], or read from the registers, before it called this its clones have
 /// too: draw and read again what must be the VM's own. Connections that are open are lost.
 ///
@@ -36,10 +39,28 @@ pub async fn ready() {
     .await;
 }
 
-/// Called by the idle loop when no task is ready: says it if a task wants that. When it wants to look again, if it has to wait; `None`: nobody does.
-pub(super) fn idle() -> Option<u64> {
+/// The same for a task that has nothing more to do then, as the main task of a server. A clone does nothing at all until something is sent to it or a timer
+/// ends: it is a few pages of memory.
+pub async fn ready_for_good() -> Infallible {
+    WANTED.store(true, Ordering::Relaxed);
+    pending().await
+}
+
+/// Called before tasks run: if this is a clone that has not run yet, it gets addresses of its own.
+#[inline]
+pub(super) fn before_tasks() {
+    let generation = vm::clone_generation();
+    if generation != GENERATION.load(Ordering::Relaxed) {
+        GENERATION.store(generation, Ordering::Relaxed);
+        #[cfg(feature = "net")]
+        super::net::configure();
+    }
+}
+
+/// Called by the idle loop when no task is ready and the next timer ends at `deadline`: says it, if that is wanted. Until when to wait.
+pub(super) fn idle(deadline: u64) -> u64 {
     if !WANTED.load(Ordering::Relaxed) {
-        return None;
+        return deadline;
     }
     let now = clock::now();
     if UNTIL.load(Ordering::Relaxed) == 0 {
@@ -47,19 +68,14 @@ pub(super) fn idle() -> Option<u64> {
     }
     // What a clone would still have to send is not its own.
     if !nic::is_sent() && now < UNTIL.load(Ordering::Relaxed) {
-        return Some(now + LOOK);
+        return deadline.min(now + LOOK);
     }
     WANTED.store(false, Ordering::Relaxed);
     UNTIL.store(0, Ordering::Relaxed);
-    let generation = vm::clone_generation();
     nic::note_arrived();
     random::park();
-    hypercall::ready();
-    // From here on this may be a clone.
-    if vm::clone_generation() != generation {
-        #[cfg(feature = "net")]
-        super::net::configure();
-    }
+    // What waits for it goes on when this returns, in the VM and in each clone.
     SAID.wake();
-    Some(now)
+    hypercall::ready();
+    deadline
 }
