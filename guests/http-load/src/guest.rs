@@ -10,6 +10,7 @@ use ilwaco::{
     embassy_time::{Duration, Timer},
     println, vm,
 };
+use crate::first;
 use static_cell::ConstStaticCell;
 
 ilwaco::entry!(main, memory = 512 * 1024, nic = 47, console);
@@ -29,7 +30,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 struct Memory {
     receive: [u8; 8192],
     send: [u8; 512],
-    answer: [u8; 4096],
+    answer: [u8; ANSWER],
 }
 
 static MEMORY: ConstStaticCell<[Memory; CONNECTIONS]> =
@@ -38,8 +39,11 @@ static PAGES: AtomicU32 = AtomicU32::new(0);
 
 async fn main(spawner: Spawner) {
     let arguments = vm::arguments();
+    if let Some(servers) = arguments.split_whitespace().find_map(first::Servers::of) {
+        return first::ask(spawner, servers).await;
+    }
     let server = arguments.split_whitespace().find_map(|word| word.strip_prefix("server=")?.parse::<Ipv4Addr>().ok());
-    let Some(server) = server else { return println!("LOAD needs the argument server=ADDRESS") };
+    let Some(server) = server else { return println!("LOAD needs the argument server=ADDRESS or first=ADDRESS+COUNT") };
     let stack = ilwaco::net::start::<CONNECTIONS>(spawner);
     for memory in MEMORY.take() {
         spawner.spawn(ilwaco::task(load(stack, server, memory)));
@@ -64,6 +68,9 @@ async fn load(stack: Stack<'static>, server: Ipv4Addr, memory: &mut Memory) {
         Timer::after(PAUSE).await;
     }
 }
+
+/// Bytes of an answer that can be looked at.
+pub const ANSWER: usize = 4096;
 
 /// Asks for a page and takes all of it; `None` if the connection ends, or what comes is no page.
 async fn page(socket: &mut TcpSocket<'_>, answer: &mut [u8]) -> Option<()> {
@@ -90,7 +97,7 @@ async fn page(socket: &mut TcpSocket<'_>, answer: &mut [u8]) -> Option<()> {
 }
 
 /// Bytes of the head of an answer, once it is whole, and of its body.
-fn body(answer: &[u8]) -> Option<(usize, usize)> {
+pub fn body(answer: &[u8]) -> Option<(usize, usize)> {
     let text = core::str::from_utf8(answer.get(..head_length(answer)?)?).ok()?;
     let length = text.lines().find_map(|line| {
         let (name, value) = line.split_once(':')?;

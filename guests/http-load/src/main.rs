@@ -1,8 +1,11 @@
-//! A guest that asks a web server for pages as fast as it answers, and tells how many it got: the load of `cargo denali bench smp`.
-//! Argument: `server=ADDRESS`.
+//! A guest that asks web servers for pages. With the argument `server=ADDRESS` as fast as it answers, and it tells how many it got: the load of
+//! `cargo denali bench smp`. With `first=ADDRESS+COUNT` once each of so many servers from that address on, and it tells how long their first answer took:
+//! for `cargo denali bench scale`.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 #![forbid(unsafe_code)]
 
+#[cfg(target_os = "none")]
+mod first;
 #[cfg(target_os = "none")]
 mod guest;
 

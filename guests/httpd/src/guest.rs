@@ -195,7 +195,7 @@ impl Server {
     }
 
     fn facts(&self) -> Facts {
-        let figures = vm::figures();
+        let (figures, start) = (vm::figures(), vm::start());
         Facts {
             id: vm::id(),
             name: vm::name(),
@@ -205,6 +205,9 @@ impl Server {
             },
             mac: vm::mac().to_string(),
             arguments: vm::arguments(),
+            clone_generation: vm::clone_generation(),
+            first_instruction_ns: start.first_instruction,
+            first_wait_ns: start.first_wait,
             uptime_ns: vm::uptime(),
             memory_bytes: vm::memory(),
             heap_bytes: vm::heap_used(),

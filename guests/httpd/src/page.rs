@@ -20,6 +20,12 @@ pub struct Facts {
     pub mac: String,
     /// Arguments from the system file.
     pub arguments: String,
+    /// How many clones of its kind there were when it was made, with it; 0: it is not a clone.
+    pub clone_generation: u32,
+    /// Nanoseconds from the beginning of its creation to its first instruction.
+    pub first_instruction_ns: u64,
+    /// Nanoseconds from the same until it first waited.
+    pub first_wait_ns: u64,
     /// Nanoseconds since it was created.
     pub uptime_ns: u64,
     /// Bytes of memory.
@@ -119,6 +125,9 @@ impl Facts {
             address: "10.0.0.7/24".into(),
             mac: "52:54:00:00:00:07".into(),
             arguments: String::new(),
+            clone_generation: 2,
+            first_instruction_ns: 12_000,
+            first_wait_ns: 15_000,
             uptime_ns: 12_345_678_901,
             memory_bytes: 1 << 20,
             heap_bytes: 8192,

@@ -63,6 +63,7 @@ mod machine {
     pub mod ready;
     pub mod registers;
     pub mod stack;
+    pub mod start;
     pub mod timers;
     pub mod vm;
 }

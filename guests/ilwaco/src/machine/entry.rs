@@ -1,6 +1,6 @@
 //! Where a guest begins, and what its image says of itself.
 
-use super::{executor, interrupt, random};
+use super::{executor, interrupt, random, start};
 use core::future::Future;
 use embassy_executor::Spawner;
 use protocol::{
@@ -89,6 +89,7 @@ extern "C" fn _start() -> ! {
 
 extern "C" fn begin() -> ! {
     interrupt::set_enabled(false);
+    start::begins();
     (image().run)()
 }
 

@@ -1,6 +1,6 @@
 //! The idle loop: runs the tasks that are ready, rings doorbells, takes virtual interrupts, and idles until the next timer.
 
-use super::{clock, doorbell, lines, ready, stack, timers};
+use super::{clock, doorbell, lines, ready, stack, start, timers};
 use alloc::boxed::Box;
 use core::{
     future::Future,
@@ -61,6 +61,7 @@ pub(super) fn run<F: Future<Output = ()> + 'static>(main: impl FnOnce(Spawner) -
         // The task that has said it goes on.
         if !READY.load(Ordering::Relaxed) {
             // A line that became pending after `poll` is still pending: then this returns at once.
+            start::waits();
             hypercall::idle(deadline);
         }
     }

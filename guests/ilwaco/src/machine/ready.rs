@@ -1,6 +1,6 @@
 //! `ready`: the VM has started, and what it is now is a template for others.
 
-use super::{clock, nic, random, vm};
+use super::{clock, nic, random, start, vm};
 use core::{
     convert::Infallible,
     future::{pending, poll_fn},
@@ -76,6 +76,10 @@ pub(super) fn idle(deadline: u64) -> u64 {
     random::park();
     // What waits for it goes on when this returns, in the VM and in each clone.
     SAID.wake();
+    let generation = vm::clone_generation();
     hypercall::ready();
+    if vm::clone_generation() != generation {
+        start::begins();
+    }
     deadline
 }

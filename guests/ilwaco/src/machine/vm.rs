@@ -1,5 +1,6 @@
 //! What the VM is: identity, addresses, memory, arguments, figures.
 
+pub use super::start::{Start, start};
 use super::{clock, heap, lines, nic, registers::loaded};
 use alloc::string::String;
 use core::{fmt, mem::offset_of};

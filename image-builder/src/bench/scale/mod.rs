@@ -2,6 +2,7 @@
 //!
 //! | file | results |
 //! |---|---|
+//! | `clone` | `clone-instructions`, `clone-to-http-instructions` |
 //! | `many` | `create-seconds`, `vms-answered`, `kib-per-idle-vm` and its parts |
 //! | `aggregate` | `http-aggregate` by the number of VMs, `http-10000-over-1` |
 //! | `latency` | `latency`: by load and object, and while VMs are ended and started |
@@ -10,6 +11,7 @@
 //! the project is to go.
 
 mod aggregate;
+mod clone;
 mod fleet;
 mod latency;
 mod many;
@@ -27,7 +29,8 @@ pub(super) const BENCHMARK: Benchmark = Benchmark {
 };
 
 fn run(session: &mut Session) -> Result<Vec<Measurement>> {
-    let mut all = many::measure(session)?;
+    let mut all = clone::measure(session)?;
+    all.extend(many::measure(session)?);
     all.extend(latency::measure(session)?);
     all.extend(aggregate::measure(session)?);
     Ok(all)
