@@ -206,6 +206,7 @@ impl Server {
             mac: vm::mac().to_string(),
             arguments: vm::arguments(),
             clone_generation: vm::clone_generation(),
+            created_ns: vm::created(),
             first_instruction_ns: start.first_instruction,
             first_wait_ns: start.first_wait,
             uptime_ns: vm::uptime(),

@@ -22,6 +22,8 @@ pub struct Facts {
     pub arguments: String,
     /// How many clones of its kind there were when it was made, with it; 0: it is not a clone.
     pub clone_generation: u32,
+    /// When its creation began, in nanoseconds since kernel entry.
+    pub created_ns: u64,
     /// Nanoseconds from the beginning of its creation to its first instruction.
     pub first_instruction_ns: u64,
     /// Nanoseconds from the same until it first waited.
@@ -126,6 +128,7 @@ impl Facts {
             mac: "52:54:00:00:00:07".into(),
             arguments: String::new(),
             clone_generation: 2,
+            created_ns: 1_000_000,
             first_instruction_ns: 12_000,
             first_wait_ns: 15_000,
             uptime_ns: 12_345_678_901,

@@ -63,6 +63,15 @@ impl<'a> VmTable<'a> {
         run.get(index - first)
     }
 
+    /// The run that a VM is in, and how many are in it: VMs that differ in their names, numbers and addresses only.
+    pub fn run(&self, index: usize) -> Option<(usize, u32)> {
+        let index = u32::try_from(index).ok().filter(|index| *index < self.count)?;
+        let run = self.runs.partition_point(|(first, _)| *first <= index).checked_sub(1)?;
+        let (first, _) = *self.runs.get(run)?;
+        let end = self.runs.get(run + 1).map_or(self.count, |(next, _)| *next);
+        Some((run, end - first))
+    }
+
     /// All VMs, in order.
     pub fn iter(&self) -> impl Iterator<Item = Vm> {
         (0..self.len()).filter_map(|index| self.get(index))
@@ -121,6 +130,7 @@ mod tests {
         assert_eq!((table.len(), table.runs.len()), (50_000, 1));
         assert_eq!(table.get(49_999).as_ref(), whole.vms.last());
         assert_eq!(table.get(50_000), None);
+        assert_eq!((table.run(49_999), table.run(50_000)), (Some((0, 50_000)), None));
         assert_eq!(Manifest::decode(&bytes), Ok(whole));
     }
 
@@ -141,6 +151,8 @@ mod tests {
             let (whole, bytes) = manifest(vms);
             let (_, table) = VmTable::decode(&bytes).unwrap();
             assert!((2..=3).contains(&table.runs.len()));
+            let of: Vec<_> = (0..4).filter_map(|index| table.run(index)).collect();
+            assert!(of.is_sorted() && of[0] == (0, 2) && of[3].0 + 1 == table.runs.len(), "{of:?}");
             assert_eq!(table.iter().collect::<Vec<_>>(), whole.vms);
         }
     }

@@ -62,6 +62,8 @@ pub struct Loader<'a> {
     /// What VMs are made from: by image, then by their memory as the manifest has it.
     guests: BTreeMap<String, Vec<(u64, Rc<Guest>)>>,
     templates: Templates,
+    /// Of each run of the manifest, whether its VMs may be clones of each other; `None`: nobody has looked.
+    cloneable: Vec<Option<bool>>,
     /// What is left of starting all VMs.
     starting: Option<Starting>,
     /// Where in the pager's list of VMs the next one stands that gets back what it has lost; `None`: all have.
@@ -93,6 +95,7 @@ impl<'a> Loader<'a> {
             images: BTreeMap::new(),
             guests: BTreeMap::new(),
             templates: Templates::default(),
+            cloneable: Vec::new(),
             starting: None,
             attaching: None,
         }
@@ -117,7 +120,7 @@ impl<'a> Loader<'a> {
             }
             // The operator may have been there before.
             if self.table.running(starting.next).is_none() {
-                let awaited = self.kind(starting.next).and_then(|kind| self.templates.waits_until(&kind));
+                let awaited = self.kind(starting.next).and_then(|kind| self.templates.waits_until(kind));
                 starting.at = awaited.unwrap_or(0);
                 if starting.at > peers.now() {
                     break;
@@ -182,7 +185,7 @@ impl<'a> Loader<'a> {
             let _ = peers.pager(&pager::Request::Destroy(entry.vm), Lent::Nothing);
             return false;
         };
-        match Kind::of(&vm).filter(|_| entry.clone) {
+        match self.kind(index).filter(|_| entry.clone) {
             Some(kind) => self.templates.found(kind, entry.image, self.incarnation),
             None => drop(self.images.insert(vm.image, entry.image)),
         }
@@ -219,16 +222,21 @@ impl<'a> Loader<'a> {
         Ok(guest)
     }
 
-    /// The kind of the VM of an entry, if its image says `ready` and there are others of it: those stand beside it.
+    /// The kind of the VM of an entry, if its image says `ready`, there are others of it, and they have no disks.
     fn kind(&mut self, index: usize) -> Option<Kind> {
-        let vm = self.vms.get(index)?;
-        if !self.guest(&vm).is_ok_and(|guest| guest.says_ready) {
-            return None;
+        let (kind, count) = self.vms.run(index)?;
+        if let Some(Some(cloneable)) = self.cloneable.get(kind) {
+            return cloneable.then_some(kind);
         }
-        let kind = Kind::of(&vm)?;
-        let mut beside = index.checked_sub(1).into_iter().chain(index.checked_add(1));
-        let is_alike = |other| self.vms.get(other).and_then(|vm| Kind::of(&vm)).as_ref() == Some(&kind);
-        beside.any(is_alike).then_some(kind)
+        let vm = self.vms.get(index)?;
+        let cloneable = count > 1 && vm.disks.is_empty() && self.guest(&vm).is_ok_and(|guest| guest.says_ready);
+        if self.cloneable.len() <= kind {
+            self.cloneable.resize(kind + 1, None);
+        }
+        if let Some(known) = self.cloneable.get_mut(kind) {
+            *known = Some(cloneable);
+        }
+        cloneable.then_some(kind)
     }
 
     /// Creates and starts the VM of an entry; why not, if not.
@@ -256,13 +264,13 @@ impl<'a> Loader<'a> {
         let mut page =
             registers::build(&self.machine, &vm, &own).map_err(|_| "its name or its arguments are too long")?;
         let kind = self.kind(index);
-        let clone = kind.as_ref().and_then(|kind| self.templates.next_clone(kind));
+        let clone = kind.and_then(|kind| self.templates.next_clone(kind, begun));
         let cloned = match clone {
             Some((template, generation)) => {
                 page.clone_generation = generation;
                 let cloned = Self::create(peers, number, template, &guest, &page)?;
                 // The pager has forgotten templates that no VM used: a new one is made.
-                if let (None, Some(kind)) = (cloned, &kind) {
+                if let (None, Some(kind)) = (cloned, kind) {
                     self.templates.forget(kind);
                 }
                 page.clone_generation = 0;
@@ -278,7 +286,7 @@ impl<'a> Loader<'a> {
         if let (None, Some(kind)) = (cloned, kind) {
             self.templates.started(kind, number, begun);
         }
-        let ready = self.attach(peers, index, created).and_then(|()| self.let_run(peers, number));
+        let ready = Self::attach(peers, &vm, &guest, number, created).and_then(|()| self.let_run(peers, number));
         if let Err(reason) = ready {
             self.end(peers, index, number);
             return Err(reason);
@@ -350,15 +358,17 @@ impl<'a> Loader<'a> {
 
     /// Gives a VM its disks, its port at the switch and its console. A switch or console that is gone is no reason to refuse the VM: it is
     /// attached when the server is back. Without its disks a VM is not started.
-    fn attach(&mut self, peers: &mut impl Peers, index: usize, at: VmRef) -> Result<(), String> {
-        let (Some(vm), Some(number)) = (self.vms.get(index), self.table.running(index)) else {
-            return Ok(());
-        };
-        let guest = self.guest(&vm).map_err(|reason| reason.to_string())?;
-        disks::attach(peers, &vm, &guest, number, at)?;
+    fn attach(
+        peers: &mut impl Peers,
+        vm: &Vm,
+        guest: &Guest,
+        number: VmNumber,
+        at: VmRef,
+    ) -> Result<(), String> {
+        disks::attach(peers, vm, guest, number, at)?;
         // There is nothing to take in the queues of a VM that has not run: it rings when there is.
-        Self::attach_nic(peers, &vm, &guest, number, VmRef::NOWHERE)?;
-        Self::attach_console(peers, &vm.name, &guest, number, VmRef::NOWHERE);
+        Self::attach_nic(peers, vm, guest, number, VmRef::NOWHERE)?;
+        Self::attach_console(peers, &vm.name, guest, number, VmRef::NOWHERE);
         Ok(())
     }
 
@@ -433,7 +443,7 @@ impl<'a> Loader<'a> {
     fn end(&mut self, peers: &mut impl Peers, index: usize, vm: VmNumber) {
         // What it was made from can be looked up: it was when it was made. If not, the servers say that they know nothing of it.
         if let Some(kind) = self.kind(index) {
-            self.templates.ended(&kind, vm);
+            self.templates.ended(kind, vm);
         }
         let guest = self.vms.get(index).and_then(|vm| self.guest(&vm).ok());
         if guest.as_ref().is_none_or(|guest| guest.disk().is_some()) {
@@ -493,7 +503,7 @@ impl<'a> Loader<'a> {
 
     /// A VM said `ready`: it becomes the template of its kind if there is none, and says it once more; or it goes on.
     fn is_ready(&mut self, peers: &mut impl Peers, index: usize, vm: VmNumber) -> Result<(), String> {
-        if let Some(kind) = self.kind(index).filter(|kind| self.templates.wants(kind, vm)) {
+        if let Some(kind) = self.kind(index).filter(|kind| self.templates.wants(*kind, vm)) {
             let answer = peers.pager(&pager::Request::MakeTemplate(vm), Lent::Nothing);
             let made = if let Ok(pager::Response::Image(number)) = answer { Some(number) } else { None };
             self.templates.made(kind, made);

@@ -82,6 +82,11 @@ pub fn uptime() -> u64 {
     clock::now().saturating_sub(loaded!(created))
 }
 
+/// When its creation began, in nanoseconds since kernel entry.
+pub fn created() -> u64 {
+    loaded!(created)
+}
+
 /// Clones made from this VM's template when this one was made; 0: it is not a clone.
 pub fn clone_generation() -> u32 {
     loaded!(clone_generation)
