@@ -5,7 +5,7 @@
 
 use super::Vm;
 use crate::{nic::usual_mac, numbered, service::PLACE_BITS};
-use alloc::{format, vec::Vec};
+use alloc::{format, string::String, vec::Vec};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
 /// VMs in a manifest at most: they all have a place.
@@ -22,6 +22,16 @@ impl Run<Vm> {
     /// A VM of the run: 0 is the first. `None` if there is no such VM.
     pub fn get(&self, index: u32) -> Option<Vm> {
         if index > self.more { None } else { nth(&self.first, index) }
+    }
+
+    /// The name of that VM.
+    pub fn name(&self, index: u32) -> Option<String> {
+        let (stem, number) = numbered::split(&self.first.name);
+        match index {
+            0 => Some(self.first.name.clone()),
+            _ if index > self.more => None,
+            _ => Some(format!("{stem}{}", number?.checked_add(index)?)),
+        }
     }
 
     /// Whether all VMs of the run exist: if the last does, so do the others.
@@ -44,7 +54,16 @@ fn nth(first: &Vm, distance: u32) -> Option<Vm> {
     let number = number?.checked_add(distance)?;
     let address = u32::from_be_bytes(first.address).checked_add(distance)?.to_be_bytes();
     let counts_on = first.mac == usual_mac(first.address);
-    counts_on.then(|| Vm { name: format!("{stem}{number}"), address, mac: usual_mac(address), ..first.clone() })
+    let Vm { image, memory, arguments, disks, .. } = first;
+    counts_on.then(|| Vm {
+        name: format!("{stem}{number}"),
+        image: image.clone(),
+        memory: *memory,
+        mac: usual_mac(address),
+        address,
+        arguments: arguments.clone(),
+        disks: disks.clone(),
+    })
 }
 
 /// Writes VMs as runs.

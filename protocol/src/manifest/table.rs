@@ -5,14 +5,17 @@ use super::{
     run::{Run, VMS_MAX},
 };
 use alloc::{string::String, vec::Vec};
+use core::cell::RefCell;
 
 /// The VMs of a manifest in its bytes, decoded one by one.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct VmTable<'a> {
     bytes: &'a [u8],
     /// Where each run begins: number of its first VM, offset.
     runs: Vec<(u32, u32)>,
     count: u32,
+    /// The run that was last asked for, with its number: mostly that of the next question.
+    last: RefCell<Option<(usize, Run<Vm>)>>,
 }
 
 impl<'a> VmTable<'a> {
@@ -41,7 +44,7 @@ impl<'a> VmTable<'a> {
         if !rest.is_empty() {
             return Err(DecodeError::DeserializeBadEncoding);
         }
-        Ok((Manifest { version, name, servers, vms: Vec::new(), network }, VmTable { bytes, runs, count }))
+        Ok((Manifest { version, name, servers, vms: Vec::new(), network }, VmTable { bytes, runs, count, last: RefCell::default() }))
     }
 
     /// VMs.
@@ -56,11 +59,26 @@ impl<'a> VmTable<'a> {
 
     /// A VM.
     pub fn get(&self, index: usize) -> Option<Vm> {
+        self.in_run(index, Run::get)
+    }
+
+    /// The name of a VM.
+    pub fn name(&self, index: usize) -> Option<String> {
+        self.in_run(index, Run::name)
+    }
+
+    /// Looks at a VM in its run.
+    fn in_run<R>(&self, index: usize, look: impl FnOnce(&Run<Vm>, u32) -> Option<R>) -> Option<R> {
         let index = u32::try_from(index).ok().filter(|index| *index < self.count)?;
-        let run = self.runs.partition_point(|(first, _)| *first <= index).checked_sub(1)?;
-        let (first, offset) = *self.runs.get(run)?;
-        let (run, _) = postcard::take_from_bytes::<Run<Vm>>(self.bytes.get(offset as usize..)?).ok()?;
-        run.get(index - first)
+        let number = self.runs.partition_point(|(first, _)| *first <= index).checked_sub(1)?;
+        let (first, offset) = *self.runs.get(number)?;
+        let mut last = self.last.borrow_mut();
+        let known = last.as_ref().is_some_and(|(last, _)| *last == number);
+        if !known {
+            let (run, _) = postcard::take_from_bytes::<Run<Vm>>(self.bytes.get(offset as usize..)?).ok()?;
+            *last = Some((number, run));
+        }
+        look(&last.as_ref()?.1, index - first)
     }
 
     /// The run that a VM is in, and how many are in it: VMs that differ in their names, numbers and addresses only.
@@ -154,6 +172,8 @@ mod tests {
             let of: Vec<_> = (0..4).filter_map(|index| table.run(index)).collect();
             assert!(of.is_sorted() && of[0] == (0, 2) && of[3].0 + 1 == table.runs.len(), "{of:?}");
             assert_eq!(table.iter().collect::<Vec<_>>(), whole.vms);
+            let names: Vec<_> = (0..5).filter_map(|index| table.name(index)).collect();
+            assert_eq!(names, whole.vms.iter().map(|vm| vm.name.clone()).collect::<Vec<_>>());
         }
     }
 

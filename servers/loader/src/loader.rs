@@ -204,11 +204,11 @@ impl<'a> Loader<'a> {
     }
 
     fn name(&self, index: usize) -> String {
-        self.vms.get(index).map_or(String::new(), |vm| vm.name)
+        self.vms.name(index).unwrap_or_default()
     }
 
     fn named(&self, name: &str) -> Option<usize> {
-        self.vms.iter().position(|vm| vm.name == name)
+        (0..self.vms.len()).find(|index| self.vms.name(*index).as_deref() == Some(name))
     }
 
     /// What a VM is made from.

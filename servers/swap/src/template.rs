@@ -31,10 +31,10 @@ pub struct Template {
     pub base: u32,
     /// Pages of its memory.
     pub pages: u32,
-    /// The kernel's part of its virtual register page.
-    pub registers: [u8; KERNEL_PART],
     /// Its state, made that of a VM which has just begun.
     pub state: SavedDomain,
+    /// The frame of its record.
+    pub record: Frame,
     /// Pages that clones touch before they first wait, and whether they write them.
     pub warm: Warm,
 }
@@ -126,22 +126,26 @@ const STATE: usize = RECORD + 12 + KERNEL_PART;
 const END: usize = STATE + size_of::<SavedDomain>();
 
 impl Template {
-    /// Writes it into the record of its image.
-    pub fn write(&self, record: &mut [u8; PAGE as usize]) {
+    /// Writes it into the record of its image, with the kernel's part of the VM's virtual register page.
+    pub fn write(&self, registers: &[u8; KERNEL_PART], record: &mut [u8; PAGE as usize]) {
         for (index, word) in [MAGIC, self.base, self.pages].into_iter().enumerate() {
             record[RECORD + index * 4..][..4].copy_from_slice(&word.to_le_bytes());
         }
-        record[RECORD + 12..STATE].copy_from_slice(&self.registers);
+        record[RECORD + 12..STATE].copy_from_slice(registers);
         record[STATE..END].copy_from_slice(&self.state.to_bytes());
     }
 
-    /// Reads it from there; `None`: it is the record of an image that is no template.
-    pub fn read(record: &[u8; PAGE as usize]) -> Option<Template> {
+    /// Reads it from there, which is this frame; `None`: it is the record of an image that is no template.
+    pub fn read(record: &[u8; PAGE as usize], frame: Frame) -> Option<Template> {
         let word = |index: usize| record.as_chunks().0.get(RECORD / 4 + index).map(|word| u32::from_le_bytes(*word));
         let (magic, base, pages) = (word(0)?, word(1)?, word(2)?);
-        let registers = record.get(RECORD + 12..STATE)?.try_into().ok()?;
         let state = SavedDomain::from_bytes(record.get(STATE..END)?.try_into().ok()?);
-        (magic == MAGIC).then_some(Template { base, pages, registers, state, warm: Warm::Unknown })
+        (magic == MAGIC).then_some(Template { base, pages, state, record: frame, warm: Warm::Unknown })
+    }
+
+    /// Where the kernel's part of the register page lies in the record: offset and bytes.
+    pub const fn registers_at() -> (u64, u32) {
+        (RECORD as u64 + 12, KERNEL_PART as u32)
     }
 
     /// Whether a VM with this memory and these windows can be a clone.

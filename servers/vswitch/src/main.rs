@@ -211,7 +211,10 @@ impl Handler<SwitchService> for Server {
             Request::Attach { vm, at, mac, address, queue, length } => {
                 match Window::new(queue, length).map(|window| self.switch.attach(vm, at, mac, address, window)) {
                     Some(Ok(())) => {
-                        self.again = 0;
+                        // It may have filled its queue before. A VM that is nowhere has not.
+                        if at != VmRef::NOWHERE {
+                            self.again = 0;
+                        }
                         Response::Done
                     }
                     Some(Err(Refusal::Clash)) => Response::Clash,

@@ -22,6 +22,17 @@ const FIXED: u64 = 2;
 /// Frames that a VM begins with at most: those, its register page with its page tables, and a part of the table of VMs.
 const FIRST_FRAMES: u32 = 6;
 
+/// What a VM begins with.
+#[derive(Debug, Default)]
+pub(super) struct First {
+    /// Fills its pages.
+    pub copies: Vec<TransferOperation>,
+    /// Those frames.
+    pub filled: Vec<Frame>,
+    /// Maps what a clone is known to touch; page tables and the register page are not in it.
+    pub maps: Vec<MapOperation>,
+}
+
 impl Pager<'_> {
     /// Creates a VM; `None`: it waits for memory that is being given back.
     pub(super) fn create_or_wait(&mut self, machine: &mut impl Machine, creation: Creation) -> Option<Response> {
@@ -88,7 +99,7 @@ impl Pager<'_> {
             vm.set_state(State::Creating);
         }
         match self.build(machine, place, creation.lent, windows) {
-            Ok(at) => {
+            Ok((at, maps)) => {
                 self.promised += u64::from(promised);
                 self.count += 1;
                 if let Some(image) = self.images.get_mut(creation.image) {
@@ -99,7 +110,7 @@ impl Pager<'_> {
                 }
                 self.enter_ring(machine, place);
                 // From here on destroying it gives everything back.
-                self.first_pages(machine, place, at).inspect_err(|_| {
+                self.first_pages(machine, place, at, maps).inspect_err(|_| {
                     self.destroy(machine, creation.vm);
                 })
             }
@@ -150,29 +161,30 @@ impl Pager<'_> {
         queues.into_iter().all(|queue| queue.try_reserve(room).is_ok())
     }
 
-    /// Makes the domain. The virtual register page is copied first: if the caller lends none, nothing was made.
+    /// Makes the domain; and what maps the pages that a clone begins with. They and the virtual register page are filled first: if the caller lends none, nothing was
+    /// made.
     fn build(
         &mut self,
         machine: &mut impl Machine,
         place: u32,
         lent: Target,
         windows: [Window; 3],
-    ) -> Result<VmRef, Response> {
+    ) -> Result<(VmRef, Vec<MapOperation>), Response> {
         let registers = self.take(place, Usage::Filling(0)).ok_or(Response::OutOfMemory)?;
-        let mut copy = [TransferOperation { from: lent.0, from_address: 0, ..self.fill(None, registers) }];
-        machine::transfer_all(machine, &mut copy).map_err(|_| Response::BadArgument)?;
-        if copy[0].status != 0 {
+        let mut first = First::default();
+        first.filled.push(registers);
+        first.copies.push(TransferOperation { from: lent.0, from_address: 0, ..self.fill(None, registers) });
+        self.warm(machine, place, registers, &mut first)?;
+        machine::transfer_all(machine, &mut first.copies).map_err(|_| Response::BadArgument)?;
+        if first.copies.iter().any(|copy| copy.status != 0) {
             return Err(Response::BadArgument);
         }
-        if let Some(template) = self.template_of(place) {
-            machine.write_frame(registers, 0, &template.registers).map_err(|_| Response::BadArgument)?;
-        }
-        self.frames.promote(registers);
+        first.filled.iter().for_each(|frame| self.frames.promote(*frame));
         let at = self.make_domain(machine, place, windows)?;
         if let Some(template) = self.template_of(place) {
             machine.restore(at, &template.state).map_err(|_| Response::BadArgument)?;
         }
-        Ok(at)
+        Ok((at, first.maps))
     }
 
     /// Makes a stopped domain for a VM, and notes where it is.
@@ -210,12 +222,26 @@ impl Pager<'_> {
     }
 
     /// Maps the virtual register page, and of a clone what it is known to touch.
-    fn first_pages(&mut self, machine: &mut impl Machine, place: u32, vm: VmRef) -> Result<VmRef, Response> {
+    fn first_pages(
+        &mut self,
+        machine: &mut impl Machine,
+        place: u32,
+        vm: VmRef,
+        maps: Vec<MapOperation>,
+    ) -> Result<VmRef, Response> {
         let frame = self.frames.find(place, Usage::Page(0)).ok_or(Response::NotFound)?;
-        let mut operations = Vec::with_capacity(4);
+        let mut operations = Vec::with_capacity(maps.len() + 4);
         self.tables(place, 0, &mut operations).ok_or(Response::OutOfMemory)?;
         operations.push(self.map_page(0, frame, 1, Access::WRITE));
-        self.warm(machine, place, &mut operations)?;
+        let mut last = space::leaf(0);
+        for map in maps {
+            let page = ((map.address - SPACE_BASE) / PAGE) as u32;
+            if space::leaf(page) != last {
+                self.tables(place, page, &mut operations).ok_or(Response::OutOfMemory)?;
+                last = space::leaf(page);
+            }
+            operations.push(map);
+        }
         machine::map_all(machine, vm, &mut operations).map_err(|_| Response::OutOfMemory)?;
         Ok(vm)
     }

@@ -2,7 +2,7 @@
 
 use super::{IMAGES, Pager};
 use crate::{
-    frames::{List, Usage},
+    frames::{Frame, List, Usage},
     image::{self, Checked, Content, Image, ImagePart},
     machine::Machine,
 };
@@ -31,7 +31,7 @@ impl Pager<'_> {
         let number = self.images.next();
         let taken = self.take_in(machine, lent, &checked, number, &mut frames);
         let recorded = taken.and_then(|parts| {
-            self.record_image(machine, number, &image::record(&parts), &mut frames).map(|()| parts)
+            self.record_image(machine, number, &image::record(&parts), &mut frames).map(|_| parts)
         });
         let parts = match recorded {
             Ok(parts) => parts,
@@ -51,18 +51,18 @@ impl Pager<'_> {
         }
     }
 
-    /// Writes the record that makes the image known to a restarted pager: only when all its pages are there.
+    /// Writes the record that makes the image known to a restarted pager, only when all its pages are there; its frame.
     pub(super) fn record_image(
         &mut self,
         machine: &mut impl Machine,
         number: u32,
         record: &[u8; PAGE as usize],
         frames: &mut List,
-    ) -> Result<(), Response> {
+    ) -> Result<Frame, Response> {
         let frame = self.frames.take(frames, IMAGES + number, Usage::Filling(0)).ok_or(Response::OutOfMemory)?;
         machine.write_frame(frame, 0, record).map_err(|_| Response::OutOfMemory)?;
         self.frames.turn(frame, Usage::ImageRecord);
-        Ok(())
+        Ok(frame)
     }
 
     /// Copies the data of all parts into frames of `frames`.

@@ -98,7 +98,7 @@ impl<'a> Pager<'a> {
                 continue;
             }
             self.image_frames += u64::from(frames.len());
-            match Template::read(&self.page) {
+            match Template::read(&self.page, frame) {
                 // What it is made of must be there before.
                 Some(template) => templates.push((number, frame, frames, template)),
                 None => {

@@ -1,11 +1,11 @@
 //! Templates and clones: a VM that said `ready` is kept as an image, and VMs that are made from it go on where it was ([`crate::template`]).
 
-use super::{IMAGES, Pager, images::ALL};
+use super::{IMAGES, Pager, create::First, images::ALL};
 use crate::{
     decide::{self, Decision, Present},
     frames::{Frame, List, Usage},
     image::{self, Image},
-    machine::{self, Machine},
+    machine::Machine,
     record::{Cause, MOVING, State, TOLD, Touch},
     space,
     template::{self, PAGES_MAX, Template, WARM_MAX, Warm},
@@ -13,7 +13,7 @@ use crate::{
 use alloc::{boxed::Box, vec::Vec};
 use protocol::{
     domain::{Control, SavedDomain},
-    memory::{Access, MapOperation, PageState, SCAN_PAGES, Scan},
+    memory::{Access, MapOperation, PageState, SCAN_PAGES, Scan, TransferOperation},
     registers::KERNEL_PART,
     service::{VmNumber, VmRef, pager::Response},
 };
@@ -84,10 +84,11 @@ impl Pager<'_> {
         let image = self.images.get(base).ok_or(Response::NotFound)?;
         let parts = template::overlay(&image.parts, &own).ok_or(Response::NotWhole)?;
         let registers = template::fresh_registers(registers);
-        let template = Template { base, pages, registers, state: template::begun(state), warm: Warm::Unknown };
+        let state = template::begun(state);
+        let mut template = Template { base, pages, state, record: 0, warm: Warm::Unknown };
         let mut record = image::record(&parts);
-        template.write(&mut record);
-        self.record_image(machine, number, &record, frames)?;
+        template.write(&registers, &mut record);
+        template.record = self.record_image(machine, number, &record, frames)?;
         self.image_frames += u64::from(frames.len());
         let image = Image { parts, frames: core::mem::take(frames), users: 0, template: Some(Box::new(template)) };
         // Room was made above.
@@ -129,13 +130,19 @@ impl Pager<'_> {
         self.vms.get(place).and_then(|vm| self.image_of(vm))?.template.as_deref()
     }
 
-    /// Adds what maps the pages that a new clone is known to touch, and fills those that it writes. Nothing if memory is short: then they come by faults.
+    /// Adds to what a new VM begins with, if it is a clone: the kernel's part of its register page, and the pages that it is known to touch. Those only if
+    /// memory is not short: else they come by faults.
     pub(super) fn warm(
         &mut self,
         machine: &mut impl Machine,
         place: u32,
-        operations: &mut Vec<MapOperation>,
+        registers: Frame,
+        first: &mut First,
     ) -> Result<(), Response> {
+        let Some(record) = self.template_of(place).map(|template| template.record) else { return Ok(()) };
+        let (from, length) = Template::registers_at();
+        let copy = self.fill(Some(record), registers);
+        first.copies.push(TransferOperation { from_address: copy.from_address + from, length, ..copy });
         self.learn(machine);
         let Some((number, image)) = self.vms.get(place).map(|vm| (vm.number, vm.image)) else { return Ok(()) };
         let Some(template) = self.images.get_mut(image).and_then(|image| image.template.as_deref_mut()) else {
@@ -148,7 +155,7 @@ impl Pager<'_> {
             }
             Warm::Known(pages) => {
                 let pages = core::mem::take(pages);
-                let done = self.map_warm(machine, place, &pages, operations);
+                let done = self.map_warm(place, &pages, first);
                 if let Some(template) = self.images.get_mut(image).and_then(|image| image.template.as_deref_mut()) {
                     template.warm = Warm::Known(pages);
                 }
@@ -159,48 +166,32 @@ impl Pager<'_> {
         Ok(())
     }
 
-    fn map_warm(
-        &mut self,
-        machine: &mut impl Machine,
-        place: u32,
-        pages: &[(u32, bool)],
-        operations: &mut Vec<MapOperation>,
-    ) -> Result<(), Response> {
+    fn map_warm(&mut self, place: u32, pages: &[(u32, bool)], first: &mut First) -> Result<(), Response> {
         if self.has_swap() && self.spare() < self.clock.low() + pages.len() as u32 {
             return Ok(());
         }
-        let (mut copies, mut filled, mut last) = (Vec::with_capacity(pages.len()), Vec::new(), None);
-        operations.reserve(pages.len() + 4);
         for (page, write) in pages {
             let found = self.vms.get(place).and_then(|vm| self.image_of(vm)).and_then(|image| image.find(*page));
             let touch = if *write { Touch::Write } else { Touch::Read };
             let decision = decide::decide(found, Present::No, touch);
-            if last.replace(space::leaf(*page)) != Some(space::leaf(*page)) {
-                self.tables(place, *page, operations).ok_or(Response::OutOfMemory)?;
-            }
             match decision {
                 Decision::Share { frame, access } => {
                     let frame = frame.unwrap_or(self.zero);
                     let map = self.map_page(*page, frame, 1, access);
-                    match operations.last_mut().filter(|before| follows(before, &map)) {
+                    match first.maps.last_mut().filter(|before| follows(before, &map)) {
                         Some(before) => before.count += 1,
-                        None => operations.push(map),
+                        None => first.maps.push(map),
                     }
                 }
                 Decision::Fill { from, access } => {
                     let frame = self.take(place, Usage::Filling(*page)).ok_or(Response::OutOfMemory)?;
-                    copies.push(self.fill(from, frame));
-                    filled.push(frame);
-                    operations.push(self.map_page(*page, frame, 1, access));
+                    first.copies.push(self.fill(from, frame));
+                    first.filled.push(frame);
+                    first.maps.push(self.map_page(*page, frame, 1, access));
                 }
                 Decision::Illegal | Decision::Back { .. } | Decision::Wait | Decision::Read => {}
             }
         }
-        machine::transfer_all(machine, &mut copies).map_err(|_| Response::OutOfMemory)?;
-        if copies.iter().any(|copy| copy.status != 0) {
-            return Err(Response::OutOfMemory);
-        }
-        filled.into_iter().for_each(|frame| self.frames.promote(frame));
         Ok(())
     }
 
