@@ -59,6 +59,9 @@ pub const STALLED: u8 = 32;
 /// Flag: what it had in memory is still being given back.
 pub const LEAVING: u8 = 64;
 
+/// Flag: it is a clone that has needed nothing since it was made, and has what it began with.
+pub const FRESH: u8 = 128;
+
 /// A VM.
 #[derive(Debug, Default)]
 #[repr(C)]

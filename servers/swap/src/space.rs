@@ -72,6 +72,11 @@ pub const fn address(page: u32) -> u64 {
     SPACE_BASE + page as u64 * PAGE
 }
 
+/// The page at an address that is not below the first page.
+pub const fn page_of(address: u64) -> u32 {
+    (address.saturating_sub(SPACE_BASE) / PAGE) as u32
+}
+
 /// Number of the leaf table of a page.
 pub const fn leaf(page: u32) -> u32 {
     (address(page) / LEAF_BYTES) as u32

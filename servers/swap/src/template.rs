@@ -21,8 +21,8 @@ use protocol::{
 pub const PAGES_MAX: usize = 1024;
 /// Most pages from the first to the last of a part.
 const PART_MAX: u32 = 16_384;
-/// Most pages that are mapped when a clone is made.
-pub const WARM_MAX: usize = 128;
+/// Most pages that are mapped at once for a clone.
+pub const TOUCHED_MAX: usize = 128;
 
 /// What makes an image a template.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -35,19 +35,28 @@ pub struct Template {
     pub state: SavedDomain,
     /// The frame of its record.
     pub record: Frame,
-    /// Pages that clones touch before they first wait, and whether they write them.
-    pub warm: Warm,
+    /// Pages that clones touch before they first wait, and whether they write them: they have them when they are made.
+    pub begin: Touched,
+    /// Pages that they touch then, until they wait again: they get them with the first one that they need.
+    pub then: Touched,
+    /// How much of that is known.
+    pub known: Known,
 }
 
+/// Pages, and whether they are written.
+pub type Touched = Vec<(u32, bool)>;
+
 /// How much is known of what clones touch.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Warm {
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Known {
     /// Nothing: the next clone shows it.
-    Unknown,
-    /// This clone shows it, once it waits.
+    Nothing,
+    /// Nothing yet: this clone shows it, once it waits.
     Watched(u64),
-    /// These pages, and whether they are written.
-    Known(Vec<(u32, bool)>),
+    /// What they begin with. The same clone shows the rest, once it waits after more than so many faults.
+    Begin(u64, u32),
+    /// All.
+    All,
 }
 
 /// The state of a clone, from that of a VM which waits for its `ready` to be answered: it has used no time, no timer runs, and the line is pending that tells
@@ -140,7 +149,7 @@ impl Template {
         let word = |index: usize| record.as_chunks().0.get(RECORD / 4 + index).map(|word| u32::from_le_bytes(*word));
         let (magic, base, pages) = (word(0)?, word(1)?, word(2)?);
         let state = SavedDomain::from_bytes(record.get(STATE..END)?.try_into().ok()?);
-        (magic == MAGIC).then_some(Template { base, pages, state, record: frame, warm: Warm::Unknown })
+        (magic == MAGIC).then_some(Template { base, pages, state, record: frame, begin: Touched::new(), then: Touched::new(), known: Known::Nothing })
     }
 
     /// Where the kernel's part of the register page lies in the record: offset and bytes.

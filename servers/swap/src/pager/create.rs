@@ -4,7 +4,7 @@ use super::{Creation, Pager, WAITING_MAX};
 use crate::{
     frames::{Frame, Usage},
     machine::{self, Machine},
-    record::{State, VmTable},
+    record::{FRESH, State, VmTable},
     region,
     space::{self, Space},
 };
@@ -69,6 +69,7 @@ impl Pager<'_> {
         let space = Space::new(creation.memory).ok_or(Response::BadArgument)?;
         let windows = creation.windows.map(|(address, length)| Window { address, length });
         let template = image.template.as_deref();
+        let is_clone = template.is_some();
         let unlike = template.is_some_and(|template| !template.fits(space.pages(), &creation.windows));
         if unlike || !image.fits(space, creation.entry) || !windows.iter().all(|window| space.holds_window(window)) {
             return Err(Response::BadArgument);
@@ -97,6 +98,7 @@ impl Pager<'_> {
             (vm.pages, vm.region, vm.promised, vm.swapped) = (space.pages(), region, promised, 0);
             vm.set_at(None);
             vm.set_state(State::Creating);
+            vm.set(FRESH, is_clone);
         }
         match self.build(machine, place, creation.lent, windows) {
             Ok((at, maps)) => {
@@ -235,7 +237,7 @@ impl Pager<'_> {
         operations.push(self.map_page(0, frame, 1, Access::WRITE));
         let mut last = space::leaf(0);
         for map in maps {
-            let page = ((map.address - SPACE_BASE) / PAGE) as u32;
+            let page = space::page_of(map.address);
             if space::leaf(page) != last {
                 self.tables(place, page, &mut operations).ok_or(Response::OutOfMemory)?;
                 last = space::leaf(page);

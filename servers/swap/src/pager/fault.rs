@@ -7,7 +7,7 @@ use crate::{
     frames::{Frame, Usage},
     image::{Content, Found},
     machine::{self, Machine},
-    record::{Cause, MOVING, State, Touch, WANTED},
+    record::{Cause, FRESH, MOVING, State, Touch, WANTED},
     space,
 };
 use alloc::vec::Vec;
@@ -180,6 +180,9 @@ impl Pager<'_> {
         touch: Touch,
         bad: Cause,
     ) -> Result<Served, Cause> {
+        if self.vms.get_mut(place).is_some_and(|vm| vm.set(FRESH, false)) {
+            self.prefetch(machine, place);
+        }
         let before = batch.operations.len();
         let served = self.plan(machine, batch, place, page, touch, bad);
         if !matches!(served, Ok(Served::Planned(_))) {
@@ -372,7 +375,7 @@ impl Pager<'_> {
 }
 
 /// The operation that unmaps what `map` maps.
-fn unmap(map: MapOperation) -> MapOperation {
+pub(super) fn unmap(map: MapOperation) -> MapOperation {
     MapOperation { kind: MapKind::Unmap as u8, access: 0, frame: 0, ..map }
 }
 

@@ -166,8 +166,8 @@ pub struct Pager<'a> {
     kept: &'a mut Kept,
     vms: VmTable,
     images: Slab<Image>,
-    /// The template of which a clone is watched.
-    watched: Option<u32>,
+    /// Templates of which a clone is watched.
+    watched: Vec<u32>,
     /// The frame of zeros that read-only parts share.
     zero: Frame,
     /// Frames of no VM and no image.
@@ -247,7 +247,7 @@ impl<'a> Pager<'a> {
             kept,
             vms: VmTable::default(),
             images: Slab::new(),
-            watched: None,
+            watched: Vec::new(),
             zero: 0,
             own: List::default(),
             lost: List::default(),

@@ -20,7 +20,7 @@ use crate::{
     frames::{Frame, Usage},
     machine::Machine,
     map::Entry,
-    record::{LEAVING, MOVING, State, WANTED},
+    record::{FRESH, LEAVING, MOVING, State, WANTED},
     region::{self, UNIT_BLOCKS},
     space,
     suspended::{self, CHUNK, Header, SEGMENT_CHUNKS},
@@ -85,7 +85,7 @@ impl Pager<'_> {
         let before = self.not_in_the_piece(machine, place, at, resident);
         if let Some(vm) = self.vms.get_mut(place) {
             vm.set(MOVING, true);
-            vm.set(WANTED, false);
+            vm.set(WANTED | FRESH, false);
             // What it waits for it asks for again when it is back.
             vm.set_fault(None);
         }

@@ -1,14 +1,14 @@
 //! Templates and clones: a VM that said `ready` is kept as an image, and VMs that are made from it go on where it was ([`crate::template`]).
 
-use super::{IMAGES, Pager, create::First, images::ALL};
+use super::{IMAGES, Pager, create::First, fault, images::ALL};
 use crate::{
     decide::{self, Decision, Present},
     frames::{Frame, List, Usage},
     image::{self, Image},
-    machine::Machine,
+    machine::{self, Machine},
     record::{Cause, MOVING, State, TOLD, Touch},
     space,
-    template::{self, PAGES_MAX, Template, WARM_MAX, Warm},
+    template::{self, Known, PAGES_MAX, TOUCHED_MAX, Template},
 };
 use alloc::{boxed::Box, vec::Vec};
 use protocol::{
@@ -22,6 +22,10 @@ use protocol::{
 const LOOK: u32 = 2 * PAGES_MAX as u32;
 /// Calls for looking at what a watched clone has read.
 const SCANS_MAX: u32 = 16;
+/// Most templates of which a clone is watched at a time.
+const WATCHED_MAX: usize = 16;
+/// Faults that a clone must have had before what it touched is what others will.
+const FAULTS: u32 = 4;
 /// [`protocol::domain::Usage::state`]: it waits.
 const WAITS: u64 = 2;
 
@@ -49,7 +53,7 @@ impl Pager<'_> {
             vm.set_state(State::Running);
         }
         if machine.control(at, Control::Release, [0; 3]).is_err() {
-            self.stop(place, super::fault::REFUSED);
+            self.stop(place, fault::REFUSED);
         }
         match kept {
             Ok(number) => Response::Image(number),
@@ -85,7 +89,8 @@ impl Pager<'_> {
         let parts = template::overlay(&image.parts, &own).ok_or(Response::NotWhole)?;
         let registers = template::fresh_registers(registers);
         let state = template::begun(state);
-        let mut template = Template { base, pages, state, record: 0, warm: Warm::Unknown };
+        let (begin, then, known) = (Vec::new(), Vec::new(), Known::Nothing);
+        let mut template = Template { base, pages, state, record: 0, begin, then, known };
         let mut record = image::record(&parts);
         template.write(&registers, &mut record);
         template.record = self.record_image(machine, number, &record, frames)?;
@@ -145,36 +150,73 @@ impl Pager<'_> {
         first.copies.push(TransferOperation { from_address: copy.from_address + from, length, ..copy });
         self.learn(machine);
         let Some((number, image)) = self.vms.get(place).map(|vm| (vm.number, vm.image)) else { return Ok(()) };
-        let Some(template) = self.images.get_mut(image).and_then(|image| image.template.as_deref_mut()) else {
+        let can_watch = self.watched.len() < WATCHED_MAX;
+        let Some(template) = self.template_mut(image) else { return Ok(()) };
+        if template.known == Known::Nothing && can_watch {
+            template.known = Known::Watched(number);
+            self.watched.push(image);
             return Ok(());
-        };
-        match &mut template.warm {
-            Warm::Unknown if self.watched.is_none() => {
-                template.warm = Warm::Watched(number);
-                self.watched = Some(image);
-            }
-            Warm::Known(pages) => {
-                let pages = core::mem::take(pages);
-                let done = self.map_warm(place, &pages, first);
-                if let Some(template) = self.images.get_mut(image).and_then(|image| image.template.as_deref_mut()) {
-                    template.warm = Warm::Known(pages);
-                }
-                return done;
-            }
-            Warm::Unknown | Warm::Watched(_) => {}
         }
-        Ok(())
+        let pages = core::mem::take(&mut template.begin);
+        let done = self.add_touched(place, &pages, first);
+        if let Some(template) = self.template_mut(image) {
+            template.begin = pages;
+        }
+        done
     }
 
-    fn map_warm(&mut self, place: u32, pages: &[(u32, bool)], first: &mut First) -> Result<(), Response> {
+    /// A clone needs something for the first time since it was made: it gets all that clones are known to need then.
+    pub(super) fn prefetch(&mut self, machine: &mut impl Machine, place: u32) {
+        let Some((image, at)) = self.vms.get(place).and_then(|vm| Some((vm.image, vm.at()?))) else { return };
+        let Some(template) = self.template_mut(image) else { return };
+        let pages = core::mem::take(&mut template.then);
+        let mut first = First::default();
+        let planned = self.add_touched(place, &pages, &mut first);
+        if let Some(template) = self.template_mut(image) {
+            template.then = pages;
+        }
+        let copied = machine::transfer_all(machine, &mut first.copies).is_ok();
+        let filled = planned.is_ok() && copied && first.copies.iter().all(|copy| copy.status == 0);
+        if !filled {
+            // It gets them one by one.
+            first.filled.into_iter().for_each(|frame| self.give(place, frame));
+            return;
+        }
+        let mut operations = Vec::with_capacity(first.maps.len() * 2 + 4);
+        let mut last = None;
+        for map in first.maps {
+            let page = space::page_of(map.address);
+            if last.replace(space::leaf(page)) != Some(space::leaf(page))
+                && self.tables(place, page, &mut operations).is_none()
+            {
+                break;
+            }
+            // Where a page that it only reads is mapped, one of its own takes the place.
+            operations.push(fault::unmap(map));
+            operations.push(map);
+        }
+        first.filled.into_iter().for_each(|frame| self.frames.promote(frame));
+        if machine::map_all(machine, at, &mut operations).is_err() {
+            self.stop(place, fault::REFUSED);
+        }
+    }
+
+    fn template_mut(&mut self, image: u32) -> Option<&mut Template> {
+        self.images.get_mut(image)?.template.as_deref_mut()
+    }
+
+    /// Adds what fills and maps pages, those that the VM does not have of its own. Nothing if memory is short.
+    fn add_touched(&mut self, place: u32, pages: &[(u32, bool)], first: &mut First) -> Result<(), Response> {
         if self.has_swap() && self.spare() < self.clock.low() + pages.len() as u32 {
             return Ok(());
         }
         for (page, write) in pages {
+            if self.frames.find(place, Usage::Page(*page)).is_some() {
+                continue;
+            }
             let found = self.vms.get(place).and_then(|vm| self.image_of(vm)).and_then(|image| image.find(*page));
             let touch = if *write { Touch::Write } else { Touch::Read };
-            let decision = decide::decide(found, Present::No, touch);
-            match decision {
+            match decide::decide(found, Present::No, touch) {
                 Decision::Share { frame, access } => {
                     let frame = frame.unwrap_or(self.zero);
                     let map = self.map_page(*page, frame, 1, access);
@@ -195,35 +237,53 @@ impl Pager<'_> {
         Ok(())
     }
 
-    /// If the clone that is watched waits now, what it has touched is what clones touch.
+    /// If the clones that are watched wait now, what they have touched is what clones touch.
     pub(super) fn learn(&mut self, machine: &mut impl Machine) {
-        let Some(image) = self.watched else { return };
-        let watched = match self.images.get(image).and_then(|image| image.template.as_deref()).map(|it| &it.warm) {
-            Some(Warm::Watched(vm)) => *vm,
-            _ => {
-                self.watched = None;
-                return;
+        for index in (0..self.watched.len()).rev() {
+            if let Some(image) = self.watched.get(index).copied()
+                && self.learn_of(machine, image)
+            {
+                self.watched.swap_remove(index);
             }
-        };
-        let place = self.vms.find(watched);
-        let here = place.and_then(|place| Some((place, self.vms.get(place)?)));
-        let warm = match here.and_then(|(place, vm)| Some((place, vm, vm.at()?))) {
-            Some((_, vm, _)) if vm.state() == State::Created => return,
+        }
+    }
+
+    /// Looks at the clone of this template that is watched; whether it need not be watched any more.
+    fn learn_of(&mut self, machine: &mut impl Machine, image: u32) -> bool {
+        let known = self.template_mut(image).map(|template| template.known);
+        let (Some(Known::Watched(vm) | Known::Begin(vm, _)), Some(known)) = (known, known) else { return true };
+        let here = self.vms.find(vm).and_then(|place| Some((place, self.vms.get(place)?)));
+        let there = here.and_then(|(place, vm)| Some((place, vm, vm.at()?)));
+        let next = match there {
+            Some((_, vm, _)) if vm.state() == State::Created => return false,
             Some((place, vm, at)) if vm.state() == State::Running && vm.swapped == 0 && !vm.is(MOVING) => {
-                match machine.usage(at) {
-                    Ok(usage) if usage.state == WAITS => Warm::Known(self.touched(machine, place, at)),
+                let (number, faults) = (vm.number, vm.faults);
+                match (known, machine.usage(at)) {
                     // Not yet.
-                    Ok(_) => return,
-                    Err(_) => Warm::Unknown,
+                    (Known::Begin(_, before), _) if faults <= before + FAULTS => return false,
+                    (_, Ok(usage)) if usage.state != WAITS => return false,
+                    (_, Err(_)) => None,
+                    (Known::Begin(..), Ok(_)) => Some((Known::All, self.touched(machine, place, at))),
+                    (_, Ok(_)) => Some((Known::Begin(number, faults), self.touched(machine, place, at))),
                 }
             }
-            // It is not what it was: another one will show it.
-            _ => Warm::Unknown,
+            // It is not what it was.
+            _ => None,
         };
-        self.watched = None;
-        if let Some(template) = self.images.get_mut(image).and_then(|image| image.template.as_deref_mut()) {
-            template.warm = warm;
+        let Some(template) = self.template_mut(image) else { return true };
+        match next {
+            Some((Known::All, mut pages)) => {
+                pages.retain(|page| !template.begin.contains(page));
+                (template.then, template.known) = (pages, Known::All);
+            }
+            Some((known, pages)) => {
+                (template.begin, template.known) = (pages, known);
+                return false;
+            }
+            // Another one will show it; if only the rest is missing it is as good as all.
+            None => template.known = if template.begin.is_empty() { Known::Nothing } else { Known::All },
         }
+        true
     }
 
     /// The pages that a VM has written or read, in order, and whether it has written them.
@@ -251,7 +311,7 @@ impl Pager<'_> {
         // The register page is mapped in any case.
         pages.retain(|(page, _)| *page != 0);
         pages.sort_unstable();
-        pages.truncate(WARM_MAX);
+        pages.truncate(TOUCHED_MAX);
         pages
     }
 }

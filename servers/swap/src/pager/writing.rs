@@ -11,7 +11,7 @@ use crate::{
     frames::{Frame, Usage},
     machine::Machine,
     map::Entry,
-    record::{Cause, State},
+    record::{Cause, FRESH, State},
     region::UNIT_BLOCKS,
     space,
 };
@@ -40,6 +40,9 @@ impl Pager<'_> {
         let (Some((first, _)), Some(at)) = (run.first(), self.vms.get(place).and_then(|vm| vm.at())) else {
             return freed;
         };
+        if let Some(vm) = self.vms.get_mut(place) {
+            vm.set(FRESH, false);
+        }
         let count = run.len().min(UNIT_BLOCKS as usize);
         let mut entries = super::pages::Entries::default();
         let mut states = [0; UNIT_BLOCKS as usize];

@@ -95,6 +95,40 @@ fn what_the_first_clone_touches_the_next_one_has() {
 }
 
 #[test]
+fn what_the_first_clone_needs_then_the_next_one_gets_with_the_first_fault() {
+    let mut world = world();
+    let template = with_template(&mut world);
+    clone(&mut world, 2, template);
+    world.read(2, 35).unwrap();
+    world.idle(2, u64::MAX);
+    world.turn(0, true);
+    // Of the data page that it has read it makes one of its own; the others it has not touched yet.
+    for page in [35, HEAP, HEAP + 1, HEAP + 3] {
+        world.write(2, page, 6).unwrap();
+    }
+    for page in [1, 2, 4, 5] {
+        world.act(2, space::address(page), Act::Execute).unwrap();
+    }
+    world.read(2, HEAP + 2).unwrap();
+    world.idle(2, u64::MAX);
+    world.turn(0, true);
+    clone(&mut world, 3, template);
+    let mapped = |world: &mut World, page: u32| {
+        let (_, domain) = world.model.find(3).unwrap();
+        domain.pages.get(&(space::address(page) / PAGE)).map(|mapped| mapped.access)
+    };
+    assert_eq!([35, HEAP].map(|page| mapped(&mut world, page)), [Some(Access::empty()), None]);
+    assert!(world.deliver(3, HEAP + 3, 9));
+    let own = [35, HEAP, HEAP + 1, HEAP + 3].map(|page| mapped(&mut world, page));
+    assert_eq!(own, [Some(Access::WRITE); 4]);
+    assert_eq!([1, 2, 4].map(|page| mapped(&mut world, page)), [Some(Access::EXECUTE); 3]);
+    assert_eq!(mapped(&mut world, HEAP + 2), Some(Access::empty()));
+    for (page, seen) in [(35, 11), (HEAP, 22), (HEAP + 1, 0), (HEAP + 2, 33), (HEAP + 3, 0)] {
+        assert_eq!(world.read(3, page), Some(seen));
+    }
+}
+
+#[test]
 fn only_a_vm_that_waits_with_ready_becomes_a_template() {
     let mut world = world();
     let template = with_template(&mut world);
