@@ -218,6 +218,7 @@ impl Server {
             packets_dropped: figures.packets_dropped,
             connections: self.connections.get(),
             requests: self.requests.get() + 1,
+            random: ilwaco::random::next_u64(),
         }
     }
 }

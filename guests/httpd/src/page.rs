@@ -46,6 +46,8 @@ pub struct Facts {
     pub connections: u64,
     /// Requests answered, this one included.
     pub requests: u64,
+    /// A random number, another one in each answer.
+    pub random: u64,
 }
 
 impl Facts {
@@ -140,6 +142,7 @@ impl Facts {
             packets_dropped: 4,
             connections: 5,
             requests: 6,
+            random: 99,
         }
     }
 }

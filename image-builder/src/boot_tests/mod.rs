@@ -5,6 +5,7 @@
 //! function that takes a [`Context`] and returns an error with the reason if the system misbehaves,
 //! and put it into the list. [`harness`] boots systems, ends them whatever happens, and keeps a log.
 
+mod clones;
 mod damage;
 mod disk;
 mod echo;
@@ -71,6 +72,7 @@ pub fn all() -> Vec<BootTest> {
         scale::TESTS,
         screen::TESTS,
         smp::TESTS,
+        clones::TESTS,
         damage::TESTS,
         disk::TESTS,
         swap::TESTS,
