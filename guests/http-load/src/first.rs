@@ -8,7 +8,12 @@ extern crate alloc;
 use crate::guest::{ANSWER, body};
 use alloc::{boxed::Box, vec::Vec};
 use core::net::Ipv4Addr;
-use ilwaco::{Spawner, clock, embassy_net::tcp::TcpSocket, embassy_time::{Duration, Timer}, println};
+use ilwaco::{
+    Spawner, clock,
+    embassy_net::tcp::TcpSocket,
+    embassy_time::{Duration, Timer},
+    println,
+};
 
 const PORT: u16 = 80;
 const REQUEST: &[u8] = b"GET /status.json HTTP/1.1\r\nHost: load\r\nConnection: close\r\n\r\n";

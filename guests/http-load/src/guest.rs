@@ -1,5 +1,6 @@
 //! Connections that are kept, each with one request at a time under way.
 
+use crate::first;
 use core::{
     net::Ipv4Addr,
     sync::atomic::{AtomicU32, Ordering},
@@ -10,7 +11,6 @@ use ilwaco::{
     embassy_time::{Duration, Timer},
     println, vm,
 };
-use crate::first;
 use static_cell::ConstStaticCell;
 
 ilwaco::entry!(main, memory = 512 * 1024, nic = 47, console);

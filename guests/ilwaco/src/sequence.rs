@@ -176,7 +176,8 @@ mod tests {
         let mut short = good.clone();
         short.truncate(ETHERNET + 20 + HEADER - 1);
         // Another type, UDP, a later fragment, a header that is too short.
-        for frame in [change(TYPE, 9), change(ETHERNET + 9, 17), change(ETHERNET + 7, 1), change(ETHERNET, 0x44), short] {
+        for frame in [change(TYPE, 9), change(ETHERNET + 9, 17), change(ETHERNET + 7, 1), change(ETHERNET, 0x44), short]
+        {
             let mut after = frame.clone();
             leaves(&mut after, &[1; 16]);
             arrives(&mut after, &[1; 16]);

@@ -135,13 +135,7 @@ fn idle_cost(context: &mut Context<'_>, name: &str) -> Result<()> {
 }
 
 /// The sequence number with which a VM answers a request for a connection.
-fn first_number(
-    wire: &mut Wire,
-    link: &mut Link,
-    own: Ipv4Addr,
-    address: Ipv4Addr,
-    deadline: Instant,
-) -> Result<u32> {
+fn first_number(wire: &mut Wire, link: &mut Link, own: Ipv4Addr, address: Ipv4Addr, deadline: Instant) -> Result<u32> {
     let again = Duration::from_millis(500);
     let mut send = Instant::now();
     while Instant::now() < deadline {

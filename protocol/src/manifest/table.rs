@@ -44,7 +44,10 @@ impl<'a> VmTable<'a> {
         if !rest.is_empty() {
             return Err(DecodeError::DeserializeBadEncoding);
         }
-        Ok((Manifest { version, name, servers, vms: Vec::new(), network }, VmTable { bytes, runs, count, last: RefCell::default() }))
+        Ok((
+            Manifest { version, name, servers, vms: Vec::new(), network },
+            VmTable { bytes, runs, count, last: RefCell::default() },
+        ))
     }
 
     /// VMs.

@@ -358,13 +358,7 @@ impl<'a> Loader<'a> {
 
     /// Gives a VM its disks, its port at the switch and its console. A switch or console that is gone is no reason to refuse the VM: it is
     /// attached when the server is back. Without its disks a VM is not started.
-    fn attach(
-        peers: &mut impl Peers,
-        vm: &Vm,
-        guest: &Guest,
-        number: VmNumber,
-        at: VmRef,
-    ) -> Result<(), String> {
+    fn attach(peers: &mut impl Peers, vm: &Vm, guest: &Guest, number: VmNumber, at: VmRef) -> Result<(), String> {
         disks::attach(peers, vm, guest, number, at)?;
         // There is nothing to take in the queues of a VM that has not run: it rings when there is.
         Self::attach_nic(peers, vm, guest, number, VmRef::NOWHERE)?;

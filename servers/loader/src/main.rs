@@ -54,7 +54,14 @@ fn main(startup: Startup) -> ! {
         loader.adopt_all(&mut calls);
     }
     let pager_line = calls.pager_line();
-    server_runtime::run::<Service, _>(Server { loader, calls, pager_line, more_stops: true, more_lost: false, start: 0 })
+    server_runtime::run::<Service, _>(Server {
+        loader,
+        calls,
+        pager_line,
+        more_stops: true,
+        more_lost: false,
+        start: 0,
+    })
 }
 
 struct Server {

@@ -638,14 +638,7 @@ fn a_restarted_loader_finds_its_vms() {
     let again = 1 << 24 | 1;
     world.vms.remove(&4);
     world.vms.insert(again, true);
-    let entry = |vm, image, started, stop| VmEntry {
-        vm,
-        at: Some(reference(9)),
-        image,
-        clone: false,
-        started,
-        stop,
-    };
+    let entry = |vm, image, started, stop| VmEntry { vm, at: Some(reference(9)), image, clone: false, started, stop };
     world.list = vec![
         entry(1, 0, true, None),
         entry(2, 0, true, Some(Stop::Exit(1))),

@@ -149,7 +149,15 @@ impl Template {
         let word = |index: usize| record.as_chunks().0.get(RECORD / 4 + index).map(|word| u32::from_le_bytes(*word));
         let (magic, base, pages) = (word(0)?, word(1)?, word(2)?);
         let state = SavedDomain::from_bytes(record.get(STATE..END)?.try_into().ok()?);
-        (magic == MAGIC).then_some(Template { base, pages, state, record: frame, begin: Touched::new(), then: Touched::new(), known: Known::Nothing })
+        (magic == MAGIC).then_some(Template {
+            base,
+            pages,
+            state,
+            record: frame,
+            begin: Touched::new(),
+            then: Touched::new(),
+            known: Known::Nothing,
+        })
     }
 
     /// Where the kernel's part of the register page lies in the record: offset and bytes.

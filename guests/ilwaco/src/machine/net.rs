@@ -10,7 +10,10 @@ use crate::{
     sequence,
 };
 use alloc::boxed::Box;
-use core::{cell::{Cell, RefCell}, task::Context};
+use core::{
+    cell::{Cell, RefCell},
+    task::Context,
+};
 use embassy_executor::Spawner;
 use embassy_net::{Config, ConfigV4, Ipv4Cidr, Stack, StackResources, StaticConfigV4, tcp::TcpSocket};
 use embassy_net_driver::{Capabilities, Driver, HardwareAddress, LinkState, RxToken, TxToken};

@@ -143,7 +143,8 @@ pub struct Counters {
 
 /// The counters now.
 pub fn counters() -> Counters {
-    let lost = queue(|queue| (queue.dropped.load(Ordering::Relaxed).into(), queue.refused.load(Ordering::Relaxed).into()));
+    let lost =
+        queue(|queue| (queue.dropped.load(Ordering::Relaxed).into(), queue.refused.load(Ordering::Relaxed).into()));
     let (dropped, refused) = lost.unwrap_or_default();
     Counters { sent: SENT.load(Ordering::Relaxed), received: RECEIVED.load(Ordering::Relaxed), dropped, refused }
 }

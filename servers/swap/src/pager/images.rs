@@ -30,9 +30,8 @@ impl Pager<'_> {
         let mut frames = List::default();
         let number = self.images.next();
         let taken = self.take_in(machine, lent, &checked, number, &mut frames);
-        let recorded = taken.and_then(|parts| {
-            self.record_image(machine, number, &image::record(&parts), &mut frames).map(|_| parts)
-        });
+        let recorded = taken
+            .and_then(|parts| self.record_image(machine, number, &image::record(&parts), &mut frames).map(|_| parts));
         let parts = match recorded {
             Ok(parts) => parts,
             Err(response) => {

@@ -120,7 +120,8 @@ impl<'a> Pager<'a> {
             let stored = |page| self.frames.find(IMAGES + number, Usage::Image(page)).or_else(|| of_base(page));
             let parts = image::from_record(&self.page, stored);
             let base = template.base;
-            let _ = self.images.insert_at(number, Image { parts, frames, users: 0, template: Some(Box::new(template)) });
+            let _ =
+                self.images.insert_at(number, Image { parts, frames, users: 0, template: Some(Box::new(template)) });
             if let Some(base) = self.images.get_mut(base) {
                 base.users += 1;
             }

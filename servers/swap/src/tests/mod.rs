@@ -115,7 +115,19 @@ impl World {
         let blocks = blocks.to_vec();
         let (written, stopped) = (BTreeMap::new(), BTreeMap::new());
         let (ready, templates) = (BTreeMap::new(), Vec::new());
-        World { model, pager, block: 16, layout, blocks, written, stopped, deaths: 0, ready, templates, tick: 25_000_000 }
+        World {
+            model,
+            pager,
+            block: 16,
+            layout,
+            blocks,
+            written,
+            stopped,
+            deaths: 0,
+            ready,
+            templates,
+            tick: 25_000_000,
+        }
     }
 
     fn parts(frames: FrameTable<'static>, kept: &'static mut Kept, blocks: &[u64], block: u32) -> Parts<'static> {
