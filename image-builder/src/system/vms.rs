@@ -18,7 +18,7 @@ use super::types::Size;
 use super::vm_disks;
 
 /// Most VMs started at boot.
-const COUNT_MAX: u32 = 100_000;
+const COUNT_MAX: u32 = 1_000_000;
 
 /// A VM and what the host has to know of it.
 #[derive(Clone, Debug)]

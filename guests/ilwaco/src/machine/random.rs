@@ -48,6 +48,7 @@ pub(super) fn park() {
     KEY.lock(|key| key.set(None));
     wipe(&mut seed);
     wipe_stack();
+    wipe_vectors();
 }
 
 /// Bytes of the stack that drawing random numbers has used at most.
@@ -58,6 +59,23 @@ const STACK: usize = 3072;
 fn wipe_stack() {
     let mut dead = [0u8; STACK];
     wipe(&mut dead);
+}
+
+/// Clears the vector registers, which the generator may have worked with: they are part of what a clone begins with.
+fn wipe_vectors() {
+    // SAFETY: it changes registers only, and says which.
+    unsafe {
+        core::arch::asm!(
+            "pxor xmm0, xmm0", "pxor xmm1, xmm1", "pxor xmm2, xmm2", "pxor xmm3, xmm3",
+            "pxor xmm4, xmm4", "pxor xmm5, xmm5", "pxor xmm6, xmm6", "pxor xmm7, xmm7",
+            "pxor xmm8, xmm8", "pxor xmm9, xmm9", "pxor xmm10, xmm10", "pxor xmm11, xmm11",
+            "pxor xmm12, xmm12", "pxor xmm13, xmm13", "pxor xmm14, xmm14", "pxor xmm15, xmm15",
+            out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _, out("xmm4") _, out("xmm5") _,
+            out("xmm6") _, out("xmm7") _, out("xmm8") _, out("xmm9") _, out("xmm10") _, out("xmm11") _,
+            out("xmm12") _, out("xmm13") _, out("xmm14") _, out("xmm15") _,
+            options(nomem, nostack, preserves_flags),
+        );
+    }
 }
 
 /// Overwrites a value whose like will not be read again, so that the compiler does not leave it out.

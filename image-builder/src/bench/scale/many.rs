@@ -14,6 +14,7 @@ use crate::bench::result::{Better, Measurement};
 use crate::bench::swap::bytes;
 use crate::bench::swap::figures::Figures;
 use crate::interrupt;
+use crate::machine::power::Chance;
 use crate::session::Session;
 
 /// Numbers of VMs of which the difference is what one takes: none of them leaves memory.
@@ -23,6 +24,8 @@ const IDLE_MEMORY: u64 = 512;
 /// VMs, MiB of memory, and how often each is asked.
 const USUAL: &[(u64, u64, usize)] = &[(1000, 256, 2)];
 const LONG: &[(u64, u64, usize)] = &[(10_000, 1024, 2), (100_000, 8192, 1)];
+/// Toward a million, for `--long`: as many as fit into the memory of a usual host while nobody asks them for anything. VMs, MiB, and how many are asked, by chance.
+const MOST: (u64, u64, usize) = (500_000, 16_384, 2_000);
 /// Figures in a row that must be the same before the machine is taken to be at rest.
 const SAME: usize = 3;
 const REST: Duration = Duration::from_secs(60);
@@ -45,7 +48,25 @@ pub(super) fn measure(session: &mut Session) -> Result<Vec<Measurement>> {
         all.push(result("vms-answered", answered as f64, "vms", Better::Higher, &params));
         fleet.end();
     }
+    if session.long {
+        all.extend(most(session)?);
+    }
     Ok(all)
+}
+
+/// As many as fit.
+fn most(session: &mut Session) -> Result<Vec<Measurement>> {
+    let (vms, memory, sample) = MOST;
+    let mut fleet = Fleet::start(session, Size { vms, memory, processors: 2, serving: 0 })?;
+    let params = format!("vms={vms} ram-mib={memory}");
+    let created = result("create-seconds", fleet.created_in, "seconds", Better::Lower, &params);
+    let mut chance = Chance(vms);
+    fleet.vms = (0..sample).map(|_| fleet.vms[(chance.next() % vms) as usize].clone()).collect();
+    let (count, time) = fleet.ask_each()?;
+    let suspended = fleet.bench.figures().last().map_or(0, |last| last.get("suspended"));
+    let params = format!("{params} asked={sample} suspended={suspended} seconds={:.1}", time.as_secs_f64());
+    fleet.end();
+    Ok(vec![created, result("vms-answered", count as f64, "vms", Better::Higher, &params)])
 }
 
 /// What an idle VM takes, part by part: once when it has started, and once when it has answered a client.
