@@ -24,8 +24,8 @@ const IDLE_MEMORY: u64 = 512;
 /// VMs, MiB of memory, and how often each is asked.
 const USUAL: &[(u64, u64, usize)] = &[(1000, 256, 2)];
 const LONG: &[(u64, u64, usize)] = &[(10_000, 1024, 2), (100_000, 8192, 1)];
-/// Toward a million, for `--long`: as many as fit into the memory of a usual host while nobody asks them for anything. VMs, MiB, and how many are asked, by chance.
-const MOST: (u64, u64, usize) = (500_000, 16_384, 2_000);
+/// A million, for `--long`: VMs, MiB of the machine (more than half of the VMs fit into it), and how many are asked, by chance.
+const MOST: (u64, u64, usize) = (1_000_000, 16_384, 2_000);
 /// Figures in a row that must be the same before the machine is taken to be at rest.
 const SAME: usize = 3;
 const REST: Duration = Duration::from_secs(60);
