@@ -52,6 +52,11 @@ impl Write for Output {
     }
 }
 
+/// Whether everything printed was taken by the console.
+pub(super) fn is_drained() -> bool {
+    PAGE.is_drained()
+}
+
 /// Waits until everything printed was taken by the console, but not for long.
 pub fn flush() {
     wait_until(|| PAGE.is_drained());

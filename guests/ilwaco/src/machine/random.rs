@@ -6,7 +6,11 @@
 use super::registers::{loaded, put_seed, take_seed};
 use crate::sequence::Key;
 use chacha20::ChaCha20Rng;
-use core::{cell::RefCell, convert::Infallible};
+use core::{
+    cell::RefCell,
+    convert::Infallible,
+    sync::atomic::{Ordering, compiler_fence},
+};
 use critical_section::Mutex;
 use rand_core::{SeedableRng, TryCryptoRng, TryRng};
 
@@ -42,7 +46,11 @@ pub(super) fn park() {
     put_seed(&seed);
     critical_section::with(|section| {
         let mut state = STATE.borrow_ref_mut(section);
-        wipe(&mut *state);
+        if let Some(state) = &mut *state {
+            state.generator = ChaCha20Rng::from_seed([0; 32]);
+            // What lies there now may be seen: so it is written, though it is given up with the next line.
+            compiler_fence(Ordering::SeqCst);
+        }
         *state = None;
     });
     KEY.lock(|key| key.set(None));
@@ -78,12 +86,11 @@ fn wipe_vectors() {
     }
 }
 
-/// Overwrites a value whose like will not be read again, so that the compiler does not leave it out.
-fn wipe<T>(value: &mut T) {
-    let bytes = core::ptr::from_mut(value).cast::<u8>();
-    for at in 0..size_of::<T>() {
-        // SAFETY: the byte lies in the value, which is borrowed mutably; its types are arrays, and the state, which is written anew before it is read.
-        unsafe { bytes.add(at).write_volatile(0) };
+/// Overwrites bytes that will not be read again, so that the compiler does not leave it out.
+fn wipe(bytes: &mut [u8]) {
+    for byte in bytes {
+        // SAFETY: it is borrowed mutably.
+        unsafe { core::ptr::from_mut(byte).write_volatile(0) };
     }
 }
 

@@ -1,6 +1,6 @@
 //! `ready`: the VM has started, and what it is now is a template for others.
 
-use super::{clock, nic, random, start, vm};
+use super::{clock, console, nic, random, start, vm};
 use core::{
     convert::Infallible,
     future::{pending, poll_fn},
@@ -9,9 +9,9 @@ use core::{
 };
 use embassy_sync::waitqueue::AtomicWaker;
 
-/// Longest time that the switch is waited for, in nanoseconds.
+/// Longest time that the switch and the console are waited for, in nanoseconds.
 const PATIENCE: u64 = 50_000_000;
-/// Time between two looks at it.
+/// Time between two looks at them.
 const LOOK: u64 = 500_000;
 
 /// Whether it is to be said.
@@ -66,8 +66,9 @@ pub(super) fn idle(deadline: u64) -> u64 {
     if UNTIL.load(Ordering::Relaxed) == 0 {
         UNTIL.store(now + PATIENCE, Ordering::Relaxed);
     }
-    // What a clone would still have to send is not its own.
-    if !nic::is_sent() && now < UNTIL.load(Ordering::Relaxed) {
+    // What a clone would still have to send, or to print, is not its own.
+    let quiet = nic::is_sent() && console::is_drained();
+    if !quiet && now < UNTIL.load(Ordering::Relaxed) {
         return deadline.min(now + LOOK);
     }
     WANTED.store(false, Ordering::Relaxed);
