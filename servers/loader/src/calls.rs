@@ -68,6 +68,10 @@ impl Peers for Calls {
         self.pager.call_with(request, None, lend).map(|(response, _)| response)
     }
 
+    fn take_pager_restarted(&mut self) -> bool {
+        self.pager.take_restarted()
+    }
+
     fn switch(&mut self, request: &switch::Request) -> Result<switch::Response, CallError> {
         self.switch.as_mut().map_or(Err(CallError::Kernel(Error::NoCapability)), |client| client.call(request))
     }

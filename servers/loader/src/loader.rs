@@ -52,7 +52,6 @@ pub struct Loader<'a> {
     machine: Machine,
     random: Random,
     table: Table,
-    incarnation: u32,
     /// Images that the pager has, by name.
     images: BTreeMap<String, ImageNumber>,
     /// What VMs are made from: by image, then by their memory as the manifest has it.
@@ -76,10 +75,9 @@ impl<'a> Loader<'a> {
             machine,
             random,
             table,
-            incarnation,
             images: BTreeMap::new(),
             guests: BTreeMap::new(),
-            templates: Templates::default(),
+            templates: Templates::new(incarnation),
             cloneable: Vec::new(),
             starting: None,
             attaching: None,
@@ -112,7 +110,7 @@ impl<'a> Loader<'a> {
         position: u32,
         mut each: impl FnMut(&mut Self, &mut P, VmEntry),
     ) -> Option<u32> {
-        match again(|| peers.pager(&pager::Request::List { from: position }, Lent::Nothing)) {
+        match again(|| self.pager(peers, &pager::Request::List { from: position }, Lent::Nothing)) {
             Ok(pager::Response::Vms(entries, more)) => {
                 entries.into_iter().for_each(|entry| each(self, peers, entry));
                 more.filter(|next| *next > position)
@@ -130,13 +128,10 @@ impl<'a> Loader<'a> {
         let vm = index.and_then(|index| self.vms.get(index));
         let (Some(index), Some(vm)) = (index, vm.filter(|vm| self.guest(vm).is_ok())) else {
             peers.log(format_args!("destroying VM {}, of which the manifest knows nothing", entry.vm));
-            let _ = peers.pager(&pager::Request::Destroy(entry.vm), Lent::Nothing);
+            let _ = self.pager(peers, &pager::Request::Destroy(entry.vm), Lent::Nothing);
             return false;
         };
-        match self.kind(index).filter(|_| entry.clone) {
-            Some(kind) => self.templates.found(kind, entry.image, self.incarnation),
-            None => drop(self.images.insert(vm.image, entry.image)),
-        }
+        self.learn(index, vm.image, &entry);
         self.table.set_running(index, entry.vm);
         self.attach_again(peers, index, entry.at.unwrap_or(VmRef::NOWHERE));
         match entry.stop {
@@ -149,6 +144,30 @@ impl<'a> Loader<'a> {
             None => {}
         }
         self.table.running(index).is_some()
+    }
+
+    /// What a VM that is there was made from can be used for others: after a restart of the loader or of the pager, it is known by this only.
+    fn learn(&mut self, index: usize, image: String, entry: &VmEntry) {
+        match self.kind(index).filter(|_| entry.clone) {
+            Some(kind) => self.templates.found(kind, entry.image),
+            None => drop(self.images.insert(image, entry.image)),
+        }
+    }
+
+    /// Calls the pager. One that was restarted has dropped images that no VM used, and gives their numbers to others: what is known of numbers is
+    /// forgotten, and learned again from its list of VMs ([`Loader::attach_some`]).
+    fn pager(
+        &mut self,
+        peers: &mut impl Peers,
+        request: &pager::Request,
+        lent: Lent,
+    ) -> Result<pager::Response, CallError> {
+        let answer = peers.pager(request, lent);
+        if peers.take_pager_restarted() {
+            self.images.clear();
+            self.templates.lost();
+        }
+        answer
     }
 
     fn name(&self, index: usize) -> String {
@@ -175,7 +194,7 @@ impl<'a> Loader<'a> {
         if guest.is_none_or(|guest| guest.console().is_some()) {
             let _ = again(|| peers.console(&console::Request::Detach(vm)));
         }
-        let _ = peers.pager(&pager::Request::Destroy(vm), Lent::Nothing);
+        let _ = self.pager(peers, &pager::Request::Destroy(vm), Lent::Nothing);
     }
 
     fn give_up(&mut self, peers: &mut impl Peers, index: usize, why: &str) {
@@ -188,12 +207,12 @@ impl<'a> Loader<'a> {
     /// Takes VMs that stopped from the pager, a bounded number of them; whether there may be more.
     pub fn take_stops(&mut self, peers: &mut impl Peers) -> bool {
         for _ in 0..STOPS_AT_ONCE {
-            match peers.pager(&pager::Request::NextStop, Lent::Nothing) {
+            match self.pager(peers, &pager::Request::NextStop, Lent::Nothing) {
                 Ok(pager::Response::Stopped(Some((vm, stop)))) => match self.table.of(vm) {
                     Some(index) => self.stopped(peers, index, &stop),
                     None => {
                         peers.log(format_args!("destroying VM {vm}, which nobody has started"));
-                        let _ = peers.pager(&pager::Request::Destroy(vm), Lent::Nothing);
+                        let _ = self.pager(peers, &pager::Request::Destroy(vm), Lent::Nothing);
                     }
                 },
                 Ok(pager::Response::Stopped(None)) => return false,

@@ -27,6 +27,9 @@ pub enum Lent<'a> {
 pub trait Peers {
     /// Calls the pager.
     fn pager(&mut self, request: &pager::Request, lent: Lent) -> Result<pager::Response, CallError>;
+    /// True once after a call of the pager that was the first since it was restarted: whatever that call was, the pager has dropped images that no
+    /// VM used before it.
+    fn take_pager_restarted(&mut self) -> bool;
     /// Calls the switch.
     fn switch(&mut self, request: &switch::Request) -> Result<switch::Response, CallError>;
     /// Calls the console.

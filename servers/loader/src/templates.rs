@@ -22,28 +22,37 @@ pub type Kind = usize;
 enum Template {
     /// This VM is to say `ready`; until then others of the kind wait.
     Awaited { vm: VmNumber, until: u64 },
-    /// The pager has it, and so many clones were made. Until then no other one is.
-    Made { number: ImageNumber, clones: u32, until: u64 },
+    /// The pager has it. Until then no other clone is made of it than its first.
+    Made { number: ImageNumber, until: Option<u64> },
     /// There is none, and will be none.
     Never,
 }
 
 /// The templates, by kind.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Templates {
     kinds: BTreeMap<Kind, Template>,
+    /// The generation of the next clone of a kind, if not `first`.
+    generations: BTreeMap<Kind, u32>,
+    first: u32,
 }
 
 impl Templates {
-    /// The template of a kind, and the generation of a new clone: how many were made, with it.
+    /// None yet. `incarnation`: restarts of the loader so far.
+    pub fn new(incarnation: u32) -> Templates {
+        let first = incarnation.saturating_mul(CLONES_BETWEEN_RESTARTS).saturating_add(1);
+        Templates { kinds: BTreeMap::new(), generations: BTreeMap::new(), first }
+    }
+
+    /// The template of a kind, and the generation of a new clone. No two clones of a kind have the same, whatever became of its template between them.
     pub fn next_clone(&mut self, kind: Kind, now: u64) -> Option<(ImageNumber, u32)> {
         match self.kinds.get_mut(&kind)? {
-            Template::Made { number, clones, until } => {
-                if *clones == 0 {
-                    *until = now.saturating_add(ALONE);
-                }
-                *clones = clones.checked_add(1)?;
-                Some((*number, *clones))
+            Template::Made { number, until } => {
+                let next = self.generations.entry(kind).or_insert(self.first);
+                let generation = *next;
+                *next = next.checked_add(1)?;
+                until.get_or_insert(now.saturating_add(ALONE));
+                Some((*number, generation))
             }
             Template::Awaited { .. } | Template::Never => None,
         }
@@ -52,7 +61,8 @@ impl Templates {
     /// Until when VMs of a kind wait for the first to say `ready`, or for the first clone to have had its time; `None`: they do not.
     pub fn waits_until(&self, kind: Kind) -> Option<u64> {
         match self.kinds.get(&kind)? {
-            Template::Awaited { until, .. } | Template::Made { until, .. } => Some(*until),
+            Template::Awaited { until, .. } => Some(*until),
+            Template::Made { until, .. } => Some(until.unwrap_or(0)),
             Template::Never => None,
         }
     }
@@ -69,19 +79,25 @@ impl Templates {
 
     /// The pager has made a template; `None`: it could not.
     pub fn made(&mut self, kind: Kind, number: Option<ImageNumber>) {
-        let template = number.map_or(Template::Never, |number| Template::Made { number, clones: 0, until: 0 });
+        let template = number.map_or(Template::Never, |number| Template::Made { number, until: None });
         self.kinds.insert(kind, template);
     }
 
-    /// After a restart of the loader: there is a clone of this template.
-    pub fn found(&mut self, kind: Kind, number: ImageNumber, incarnation: u32) {
-        let clones = incarnation.saturating_mul(CLONES_BETWEEN_RESTARTS);
-        self.kinds.insert(kind, Template::Made { number, clones, until: 0 });
+    /// After a restart of the loader or the pager: there is a clone of this template.
+    pub fn found(&mut self, kind: Kind, number: ImageNumber) {
+        if !matches!(self.kinds.get(&kind), Some(Template::Made { .. })) {
+            self.kinds.insert(kind, Template::Made { number, until: Some(0) });
+        }
     }
 
     /// The pager does not know the template any more, or refuses to make clones of it.
     pub fn forget(&mut self, kind: Kind) {
         self.kinds.remove(&kind);
+    }
+
+    /// The pager was restarted: it may have given the number of a template to another image.
+    pub fn lost(&mut self) {
+        self.kinds.retain(|_, template| !matches!(template, Template::Made { .. }));
     }
 
     /// A VM has ended: if it was to say `ready`, another one of its kind is to.
@@ -100,7 +116,7 @@ mod tests {
 
     #[test]
     fn the_first_is_awaited_and_the_others_are_its_clones() {
-        let mut templates = Templates::default();
+        let mut templates = Templates::new(0);
         assert_eq!((templates.next_clone(KIND, 9), templates.waits_until(KIND)), (None, None));
         templates.started(KIND, 5, 10);
         templates.started(KIND, 6, 20);
@@ -119,7 +135,7 @@ mod tests {
 
     #[test]
     fn one_that_ends_before_is_awaited_no_longer() {
-        let mut templates = Templates::default();
+        let mut templates = Templates::new(0);
         templates.started(KIND, 5, 10);
         templates.ended(KIND, 5);
         assert_eq!(templates.waits_until(KIND), None);
@@ -132,10 +148,28 @@ mod tests {
 
     #[test]
     fn generations_do_not_come_again_after_a_restart() {
-        let mut templates = Templates::default();
-        templates.found(KIND, 4, 2);
+        let mut templates = Templates::new(2);
+        templates.found(KIND, 4);
         assert_eq!(templates.next_clone(KIND, 9), Some((4, 2 * CLONES_BETWEEN_RESTARTS + 1)));
-        templates.found(KIND, 4, u32::MAX);
+        let mut templates = Templates::new(u32::MAX);
+        templates.found(KIND, 4);
         assert_eq!(templates.next_clone(KIND, 9), None, "none is left");
+    }
+
+    #[test]
+    fn numbers_are_learned_anew_when_the_pager_was_restarted_but_generations_go_on() {
+        let mut templates = Templates::new(0);
+        templates.made(KIND, Some(77));
+        templates.started(KIND + 1, 5, 10);
+        assert_eq!(templates.next_clone(KIND, 9), Some((77, 1)));
+        templates.lost();
+        assert_eq!(templates.next_clone(KIND, 9), None);
+        assert!(templates.wants(KIND + 1, 5), "a VM that is awaited has not gone");
+        // One that was started meanwhile is not needed.
+        templates.started(KIND, 6, 20);
+        templates.found(KIND, 78);
+        assert_eq!((templates.wants(KIND, 6), templates.next_clone(KIND, 9)), (false, Some((78, 2))));
+        templates.found(KIND, 79);
+        assert_eq!(templates.next_clone(KIND, 9), Some((78, 3)), "what is known is not learned from an old clone");
     }
 }

@@ -143,6 +143,9 @@ struct World {
     now: u64,
     next: u32,
     images: u32,
+    /// Numbers of images that are given out again, and whether the loader is told that the pager was restarted.
+    free: Vec<u32>,
+    restarted: bool,
     defined: Vec<Vec<u8>>,
     /// Number, and whether it was started.
     vms: BTreeMap<VmNumber, bool>,
@@ -154,6 +157,8 @@ struct World {
     no_template: bool,
     /// Images that the pager does not know any more.
     forgotten: Vec<u32>,
+    /// Images of which it makes no VMs.
+    refused: Vec<u32>,
     stops: VecDeque<(VmNumber, Stop)>,
     list: Vec<VmEntry>,
     ports: BTreeMap<VmNumber, [u8; 6]>,
@@ -184,6 +189,25 @@ impl World {
         }
     }
 
+    fn new_image(&mut self) -> u32 {
+        self.free.pop().unwrap_or_else(|| {
+            self.images += 1;
+            self.images - 1
+        })
+    }
+
+    fn image_of(&self, vm: VmNumber) -> u32 {
+        self.made.iter().rfind(|made| made.0 == vm).map_or(0, |made| made.1)
+    }
+
+    /// The pager is restarted: images that no VM uses go, and their numbers are given out again.
+    fn restart_pager(&mut self) {
+        let used: Vec<_> = self.vms.keys().map(|vm| self.image_of(*vm)).collect();
+        self.free = (0..self.images).rev().filter(|image| !used.contains(image)).collect();
+        self.templates.retain(|image| used.contains(image));
+        self.restarted = true;
+    }
+
     fn take_log(&mut self) -> Vec<String> {
         core::mem::take(&mut self.log)
     }
@@ -200,13 +224,15 @@ impl Peers for World {
                     let start = (offset + part.data_offset) as usize;
                     self.defined.push(self.bundle[start..start + part.data_length as usize].to_vec());
                 }
-                self.images += 1;
-                pager::Response::Image(self.images - 1)
+                pager::Response::Image(self.new_image())
             }
             pager::Request::Create { vm, image, memory, entry, .. } => {
                 let Lent::Registers(page) = lent else { panic!("{lent:?}") };
-                if *image >= self.images || self.forgotten.contains(image) {
+                if *image >= self.images || self.forgotten.contains(image) || self.free.contains(image) {
                     return Ok(pager::Response::NotFound);
+                }
+                if self.refused.contains(image) {
+                    return Ok(pager::Response::BadArgument);
                 }
                 if self.memory == 0 {
                     return Ok(pager::Response::OutOfMemory);
@@ -225,9 +251,9 @@ impl Peers for World {
                 if self.no_template {
                     return Ok(pager::Response::NotWhole);
                 }
-                self.images += 1;
-                self.templates.push(self.images - 1);
-                pager::Response::Image(self.images - 1)
+                let number = self.new_image();
+                self.templates.push(number);
+                pager::Response::Image(number)
             }
             pager::Request::Start(vm) => {
                 *self.vms.get_mut(vm).unwrap() = true;
@@ -246,8 +272,8 @@ impl Peers for World {
                 let all = |(vm, started): (&VmNumber, &bool)| VmEntry {
                     vm: *vm,
                     at: Some(reference(*vm as u32)),
-                    image: 0,
-                    clone: false,
+                    image: self.image_of(*vm),
+                    clone: self.templates.contains(&self.image_of(*vm)),
                     started: *started,
                     stop: None,
                 };
@@ -271,6 +297,10 @@ impl Peers for World {
             },
             other => panic!("{other:?}"),
         })
+    }
+
+    fn take_pager_restarted(&mut self) -> bool {
+        core::mem::take(&mut self.restarted)
     }
 
     fn switch(&mut self, request: &switch::Request) -> Result<switch::Response, CallError> {

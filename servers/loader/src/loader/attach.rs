@@ -83,6 +83,9 @@ impl Loader<'_> {
         let Some(position) = self.attaching else { return false };
         self.attaching = self.each_listed(peers, position, |loader, peers, entry| {
             let Some(index) = loader.table.of(entry.vm) else { return };
+            if let Some(vm) = loader.vms.get(index) {
+                loader.learn(index, vm.image, &entry);
+            }
             match &entry.stop {
                 // The pager does not tell of it again.
                 Some(stop) => loader.stopped(peers, index, stop),

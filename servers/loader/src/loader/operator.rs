@@ -45,7 +45,7 @@ impl Loader<'_> {
             },
             Request::StartAll { prefix, from } => self.many(peers, prefix, *from, true),
             Request::StopAll { prefix, from } => self.many(peers, prefix, *from, false),
-            Request::Memory => match peers.pager(&pager::Request::Pool, Lent::Nothing) {
+            Request::Memory => match self.pager(peers, &pager::Request::Pool, Lent::Nothing) {
                 Ok(pager::Response::Pool {
                     total,
                     free,
@@ -132,7 +132,7 @@ impl Loader<'_> {
                 State::Running(number) => {
                     info.number = number;
                     if let Ok(pager::Response::Usage { frames, cpu_time, .. }) =
-                        peers.pager(&pager::Request::Usage(number), Lent::Nothing)
+                        self.pager(peers, &pager::Request::Usage(number), Lent::Nothing)
                     {
                         (info.used, info.cpu_time) = (frames.saturating_mul(PAGE / 1024), cpu_time);
                     }

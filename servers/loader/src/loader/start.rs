@@ -35,6 +35,16 @@ pub(super) struct Starting {
     at: u64,
 }
 
+/// Why the pager has not created a VM.
+enum NotCreated {
+    /// It knows no such image.
+    NoImage,
+    /// There is no room for the VM, or the pager cannot be reached.
+    Refused(String),
+    /// An answer that does not fit.
+    Unexpected(String),
+}
+
 impl Loader<'_> {
     /// All VMs of the manifest are to be started, bit by bit ([`Loader::start_some`]).
     pub fn start_all(&mut self, peers: &mut impl Peers) {
@@ -126,18 +136,8 @@ impl Loader<'_> {
         let mut page =
             registers::build(&self.machine, &vm, &own).map_err(|_| "its name or its arguments are too long")?;
         let kind = self.kind(index);
-        let clone = kind.and_then(|kind| self.templates.next_clone(kind, begun));
-        let cloned = match clone {
-            Some((template, generation)) => {
-                page.clone_generation = generation;
-                let cloned = Self::create(peers, number, template, &guest, &page)?;
-                // The pager has forgotten templates that no VM used: a new one is made.
-                if let (None, Some(kind)) = (cloned, kind) {
-                    self.templates.forget(kind);
-                }
-                page.clone_generation = 0;
-                cloned
-            }
+        let cloned = match kind {
+            Some(kind) => self.clone_of_kind(peers, kind, number, &guest, &mut page)?,
             None => None,
         };
         let created = match cloned {
@@ -156,6 +156,36 @@ impl Loader<'_> {
         Ok(())
     }
 
+    /// A clone of the template of a kind; `None`: there is no template, or none that the pager makes clones of.
+    fn clone_of_kind(
+        &mut self,
+        peers: &mut impl Peers,
+        kind: Kind,
+        number: VmNumber,
+        guest: &Guest,
+        page: &mut RegisterPage,
+    ) -> Result<Option<VmRef>, String> {
+        let Some((template, generation)) = self.templates.next_clone(kind, page.created) else { return Ok(None) };
+        page.clone_generation = generation;
+        let clone = self.create(peers, number, template, guest, page);
+        page.clone_generation = 0;
+        match clone {
+            Ok(created) => Ok(Some(created)),
+            // From its image it takes more, not less.
+            Err(NotCreated::Refused(reason)) => Err(reason),
+            // A template that no VM used was forgotten when the pager was restarted: a new one is made.
+            Err(NotCreated::NoImage) => {
+                self.templates.forget(kind);
+                Ok(None)
+            }
+            Err(NotCreated::Unexpected(reason)) => {
+                peers.log(format_args!("clones are made no more of a template: {reason}"));
+                self.templates.forget(kind);
+                Ok(None)
+            }
+        }
+    }
+
     fn create_from_image(
         &mut self,
         peers: &mut impl Peers,
@@ -166,32 +196,38 @@ impl Loader<'_> {
     ) -> Result<VmRef, String> {
         for _ in 0..2 {
             let image = self.image(peers, &vm.image, guest)?;
-            if let Some(created) = Self::create(peers, number, image, guest, page)? {
-                return Ok(created);
+            match self.create(peers, number, image, guest, page) {
+                Ok(created) => return Ok(created),
+                // An image that no VM used was forgotten when the pager was restarted.
+                Err(NotCreated::NoImage) => drop(self.images.remove(&vm.image)),
+                Err(NotCreated::Refused(reason) | NotCreated::Unexpected(reason)) => return Err(reason),
             }
-            // The pager has forgotten images that no VM used.
-            self.images.remove(&vm.image);
         }
         Err("the pager forgets its image at once".to_owned())
     }
 
-    /// Has a VM created; `None`: the pager does not know the image.
     fn create(
+        &mut self,
         peers: &mut impl Peers,
         vm: VmNumber,
         image: ImageNumber,
         guest: &Guest,
         page: &RegisterPage,
-    ) -> Result<Option<VmRef>, String> {
+    ) -> Result<VmRef, NotCreated> {
         let Guest { memory, entry, windows, .. } = *guest;
-        match peers.pager(&pager::Request::Create { vm, image, memory, entry, windows }, Lent::Registers(page)) {
-            Ok(pager::Response::Created(created)) => Ok(Some(created)),
-            Ok(pager::Response::NotFound) => Ok(None),
-            Ok(pager::Response::OutOfMemory) => Err(format!("not enough memory for its {} KiB", memory / 1024)),
-            Ok(pager::Response::OutOfSwap) => {
-                Err(format!("not enough swap space is left for its {} KiB", memory / 1024))
+        let request = pager::Request::Create { vm, image, memory, entry, windows };
+        let answer = self.pager(peers, &request, Lent::Registers(page));
+        let too_little = |what| Err(NotCreated::Refused(format!("not enough {what} for its {} KiB", memory / 1024)));
+        match answer {
+            Ok(pager::Response::Created(created)) => Ok(created),
+            Ok(pager::Response::NotFound) => Err(NotCreated::NoImage),
+            Ok(pager::Response::OutOfMemory) => too_little("memory"),
+            Ok(pager::Response::OutOfSwap) => too_little("swap space is left"),
+            other => {
+                let refused = other.is_err();
+                let reason = format!("the pager did not create it: {}", unexpected(other));
+                Err(if refused { NotCreated::Refused(reason) } else { NotCreated::Unexpected(reason) })
             }
-            other => Err(format!("the pager did not create it: {}", unexpected(other))),
         }
     }
 
@@ -201,7 +237,7 @@ impl Loader<'_> {
             return Ok(*number);
         }
         let request = pager::Request::DefineImage { parts: guest.parts.clone() };
-        match peers.pager(&request, Lent::Bundle { offset: guest.offset, pages: guest.pages }) {
+        match self.pager(peers, &request, Lent::Bundle { offset: guest.offset, pages: guest.pages }) {
             Ok(pager::Response::Image(number)) => {
                 self.images.insert(name.to_owned(), number);
                 Ok(number)
@@ -211,8 +247,8 @@ impl Loader<'_> {
         }
     }
 
-    pub(super) fn let_run(&self, peers: &mut impl Peers, vm: VmNumber) -> Result<(), String> {
-        match peers.pager(&pager::Request::Start(vm), Lent::Nothing) {
+    pub(super) fn let_run(&mut self, peers: &mut impl Peers, vm: VmNumber) -> Result<(), String> {
+        match self.pager(peers, &pager::Request::Start(vm), Lent::Nothing) {
             Ok(pager::Response::Done) => Ok(()),
             other => Err(format!("the pager did not start it: {}", unexpected(other))),
         }
@@ -221,7 +257,7 @@ impl Loader<'_> {
     /// A VM said `ready`: it becomes the template of its kind if there is none, and says it once more; or it goes on.
     pub(super) fn is_ready(&mut self, peers: &mut impl Peers, index: usize, vm: VmNumber) -> Result<(), String> {
         if let Some(kind) = self.kind(index).filter(|kind| self.templates.wants(*kind, vm)) {
-            let answer = peers.pager(&pager::Request::MakeTemplate(vm), Lent::Nothing);
+            let answer = self.pager(peers, &pager::Request::MakeTemplate(vm), Lent::Nothing);
             let made = if let Ok(pager::Response::Image(number)) = answer { Some(number) } else { None };
             self.templates.made(kind, made);
             if let Some(starting) = &mut self.starting {

@@ -114,7 +114,7 @@ fn a_template_that_the_pager_has_forgotten_is_made_again() {
     assert_eq!(world.made.last(), Some(&(first, 0, 0)));
     say_ready(&mut loader, &mut world, first);
     assert_eq!(loader.request(&mut world, &Request::Start("web-2")), Response::Done);
-    assert_eq!(world.made.last(), Some(&(1 << 24 | 2, 2, 1)));
+    assert_eq!(world.made.last(), Some(&(1 << 24 | 2, 2, 3)));
 }
 
 #[test]
@@ -149,4 +149,77 @@ fn a_restarted_loader_knows_templates_by_their_clones() {
     loader.adopt_all(&mut world);
     assert_eq!(loader.request(&mut world, &Request::Start("web-3")), Response::Done);
     assert_eq!(world.made.last(), Some(&(1 << 44 | 3, 1, (1 << 20) + 1)));
+}
+
+/// Two kinds of VMs, two of each, all running.
+fn two_kinds() -> (World, Loader<'static>) {
+    let mut world = World::new();
+    let other = fleet(4).split_off(2).into_iter().map(|vm| Vm { name: format!("other-{}", vm.address[3]), ..vm });
+    let vms = fleet(2).into_iter().chain(other.map(|vm| Vm { memory: MEMORY * 2, ..vm })).collect();
+    let mut loader = world.loader(vms, 0);
+    loader.start_all(&mut world);
+    for first in [1, 3] {
+        start_now(&mut loader, &mut world);
+        say_ready(&mut loader, &mut world, first);
+    }
+    start_now(&mut loader, &mut world);
+    assert_eq!(world.made, [(1, 0, 0), (2, 1, 1), (3, 0, 0), (4, 2, 1)]);
+    (world, loader)
+}
+
+#[test]
+fn after_a_restart_of_the_pager_a_number_may_mean_another_template() {
+    for learned in [false, true] {
+        let (mut world, mut loader) = two_kinds();
+        for vm in ["web-1", "web-2", "other-4"] {
+            assert_eq!(loader.request(&mut world, &Request::Stop(vm)), Response::Done);
+        }
+        // Templates 1 and 2 go; the next one made is that of the other kind.
+        world.restart_pager();
+        if learned {
+            all_attached(&mut loader, &mut world);
+        }
+        assert_eq!(loader.request(&mut world, &Request::Start("other-4")), Response::Done);
+        let other = 1 << 24 | 4;
+        let image = world.image_of(other);
+        say_ready(&mut loader, &mut world, other);
+        let template = *world.templates.last().unwrap();
+        assert!(template == 1 || image == 1, "the number of the template of `web`");
+        assert_eq!(loader.request(&mut world, &Request::Start("web-1")), Response::Done);
+        let web = 1 << 24 | 1;
+        assert_eq!(world.made.last().unwrap().2, 0, "it is no clone of the other kind's");
+        say_ready(&mut loader, &mut world, web);
+        assert_eq!(loader.request(&mut world, &Request::Start("web-2")), Response::Done);
+        let made = *world.made.last().unwrap();
+        assert_eq!(made, (1 << 24 | 2, *world.templates.last().unwrap(), 2), "a generation that none had");
+        assert_ne!(made.1, template);
+    }
+}
+
+#[test]
+fn after_a_restart_of_the_pager_templates_are_known_by_their_clones() {
+    let (mut world, mut loader) = two_kinds();
+    assert_eq!(loader.request(&mut world, &Request::Stop("web-1")), Response::Done);
+    world.restart_pager();
+    all_attached(&mut loader, &mut world);
+    assert_eq!(loader.request(&mut world, &Request::Start("web-1")), Response::Done);
+    assert_eq!(world.made.last(), Some(&(1 << 24 | 1, 1, 2)));
+    let defined = world.defined.len();
+    assert_eq!(loader.request(&mut world, &Request::Stop("other-3")), Response::Done);
+    assert_eq!(loader.request(&mut world, &Request::Start("other-3")), Response::Done);
+    assert_eq!((world.made.last(), world.defined.len()), (Some(&(1 << 24 | 3, 2, 2)), defined));
+}
+
+#[test]
+fn a_template_of_which_no_clones_are_made_is_given_up() {
+    let (mut world, mut loader) = two_kinds();
+    world.refused.push(1);
+    for vm in ["web-1", "web-2"] {
+        assert_eq!(loader.request(&mut world, &Request::Stop(vm)), Response::Done);
+        assert_eq!(loader.request(&mut world, &Request::Start(vm)), Response::Done);
+    }
+    let made: Vec<_> = world.made.iter().rev().take(2).map(|made| (made.1, made.2)).collect();
+    assert_eq!(made, [(0, 0), (0, 0)]);
+    let said = "clones are made no more of a template: the pager did not create it: it answered BadArgument";
+    assert_eq!(world.take_log().iter().filter(|line| *line == said).count(), 1);
 }
