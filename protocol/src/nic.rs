@@ -4,16 +4,24 @@
 //! count up freely (wrapping at 2^32); entry `i` is at `i % ENTRIES`. Each index has one writer.
 //!
 //! * **Send**: the VM fills `send[sent_filled % ENTRIES]`, advances `sent_filled`, and rings the doorbell.
-//!   The switch advances `sent_taken` when it has copied the packet: the buffer is free again.
+//!   The switch advances `sent_taken` when it has copied the packet: the buffer is free again. Whether line
+//!   [`crate::domain::line::NIC`] is raised then too is said by `notify`.
 //! * **Receive**: the VM puts an empty buffer (its capacity in `length`) at `receive[offered % ENTRIES]` and
 //!   advances `offered`. The switch writes a packet into it, its length into the entry, advances `arrived` and
-//!   raises line [`crate::domain::line::NIC`]. Without an offered buffer a packet is dropped and counted.
+//!   raises the line. Without an offered buffer a packet is dropped and counted.
 //!
 //! The switch reads entries once, checks the copy, and trusts none of it; a VM that writes nonsense
 //! loses its own packets.
 
 /// Entries of each ring.
 pub const ENTRIES: usize = 32;
+/// [`Indices::notify`]: whenever packets were taken. So does every value that is not named here.
+pub const NOTIFY_TAKEN: u32 = 0;
+/// Never: a VM that has buffers enough need not run because one is free again.
+pub const NOTIFY_NEVER: u32 = 1;
+/// Whenever packets were taken, and when the switch looks at the ring and all were taken before: a VM that lacks a buffer writes this, executes a
+/// barrier, looks at `sent_taken` once more, rings the doorbell and waits.
+pub const NOTIFY_LOOK: u32 = 2;
 /// Bytes of the largest frame: 1,500 bytes of payload and the Ethernet header.
 pub const FRAME_MAX: usize = 1514;
 /// Bytes of the smallest frame: an Ethernet header.
@@ -45,8 +53,10 @@ pub struct Indices {
     pub sent_filled: u32,
     /// VM: empty buffers offered.
     pub offered: u32,
+    /// VM: when packets that are taken raise the line: [`NOTIFY_TAKEN`], [`NOTIFY_NEVER`], [`NOTIFY_LOOK`].
+    pub notify: u32,
     /// Unused by the VM.
-    pub reserved: [u32; 6],
+    pub reserved: [u32; 5],
     /// Switch: packets taken.
     pub sent_taken: u32,
     /// Switch: packets that have arrived.
@@ -77,7 +87,8 @@ impl QueuePage {
         indices: Indices {
             sent_filled: 0,
             offered: 0,
-            reserved: [0; 6],
+            notify: NOTIFY_TAKEN,
+            reserved: [0; 5],
             sent_taken: 0,
             arrived: 0,
             dropped: 0,

@@ -6,8 +6,8 @@
 //! that is offered is sooner or later touched.
 
 use crate::window::{Buffer, BufferIndex, Buffers};
-use core::sync::atomic::Ordering;
-use protocol::nic::{ENTRIES, FRAME_MAX};
+use core::sync::atomic::{Ordering, fence};
+use protocol::nic::{ENTRIES, FRAME_MAX, NOTIFY_LOOK, NOTIFY_NEVER};
 
 /// Most buffers of a window.
 pub const BUFFERS_MAX: usize = 64;
@@ -58,6 +58,8 @@ pub struct Packets {
     /// Packets since the last burst.
     quiet: u32,
     dropped: u32,
+    /// A buffer to send from was asked for in vain.
+    waits: bool,
 }
 
 /// A packet that has arrived. Give it back with [`Packets::release`].
@@ -109,7 +111,9 @@ impl Packets {
             depth_max,
             quiet: 0,
             dropped: 0,
+            waits: false,
         };
+        packets.set_waits(false);
         packets.offer();
         packets
     }
@@ -186,8 +190,30 @@ impl Packets {
         self.buffers.queue().arrived.load(Ordering::Acquire) != self.taken
     }
 
-    /// A buffer for a packet to send; `None` while the send ring is full or no buffer is free.
+    /// A buffer for a packet to send; `None` while the send ring is full or no buffer is free. After that the NIC line is raised when one
+    /// may be free, once the doorbell has rung.
     pub fn outgoing(&mut self) -> Option<Outgoing> {
+        if let Some(packet) = self.take_free() {
+            if self.waits {
+                self.set_waits(false);
+            }
+            return Some(packet);
+        }
+        if !self.waits {
+            self.set_waits(true);
+            // Either the switch sees that, or what it took before is seen here.
+            fence(Ordering::SeqCst);
+        }
+        self.take_free()
+    }
+
+    fn set_waits(&mut self, waits: bool) {
+        self.waits = waits;
+        let notify = if waits { NOTIFY_LOOK } else { NOTIFY_NEVER };
+        self.buffers.queue().notify.store(notify, Ordering::Release);
+    }
+
+    fn take_free(&mut self) -> Option<Outgoing> {
         self.reclaim();
         if self.filled.wrapping_sub(self.reclaimed) as usize >= ENTRIES {
             return None;
@@ -336,8 +362,10 @@ mod tests {
             sent += 1;
         }
         assert!(sent > 0 && sent <= COUNT);
+        assert_eq!(switch.window.queue().notify.load(Ordering::Relaxed), NOTIFY_LOOK, "else it would wait for ever");
         switch.collect();
         assert!(send(&mut packets, &[2; 60]));
+        assert_eq!(switch.window.queue().notify.load(Ordering::Relaxed), NOTIFY_NEVER);
     }
 
     #[test]

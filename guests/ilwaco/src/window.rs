@@ -47,7 +47,8 @@ impl Entry {
 pub(crate) struct Queue {
     pub sent_filled: AtomicU32,
     pub offered: AtomicU32,
-    reserved: [AtomicU32; 6],
+    pub notify: AtomicU32,
+    reserved: [AtomicU32; 5],
     pub sent_taken: AtomicU32,
     pub arrived: AtomicU32,
     pub dropped: AtomicU32,
@@ -62,6 +63,7 @@ const _: () = {
     assert!(size_of::<Queue>() == size_of::<nic::QueuePage>() && size_of::<Entry>() == size_of::<nic::Entry>());
     assert!(offset_of!(Queue, sent_filled) == offset_of!(nic::Indices, sent_filled));
     assert!(offset_of!(Queue, offered) == offset_of!(nic::Indices, offered));
+    assert!(offset_of!(Queue, notify) == offset_of!(nic::Indices, notify));
     assert!(offset_of!(Queue, sent_taken) == offset_of!(nic::Indices, sent_taken));
     assert!(offset_of!(Queue, arrived) == offset_of!(nic::Indices, arrived));
     assert!(offset_of!(Queue, dropped) == offset_of!(nic::Indices, dropped));
@@ -94,7 +96,8 @@ impl<const COUNT: usize> Window<COUNT> {
             queue: Queue {
                 sent_filled: AtomicU32::new(0),
                 offered: AtomicU32::new(0),
-                reserved: [const { AtomicU32::new(0) }; 6],
+                notify: AtomicU32::new(nic::NOTIFY_NEVER),
+                reserved: [const { AtomicU32::new(0) }; 5],
                 sent_taken: AtomicU32::new(0),
                 arrived: AtomicU32::new(0),
                 dropped: AtomicU32::new(0),

@@ -85,6 +85,7 @@ fn queues() {
     let expected = [
         offset_of!(nic::Indices, sent_filled),
         offset_of!(nic::Indices, offered),
+        offset_of!(nic::Indices, notify),
         offset_of!(nic::Indices, sent_taken),
         offset_of!(nic::Indices, arrived),
         offset_of!(nic::Indices, dropped),

@@ -2,7 +2,10 @@
 
 use protocol::{
     layout::PAGE,
-    nic::{ENTRIES, Entry, FRAME_MAX, FRAME_MIN, Indices, RECEIVE_RING, SEND_RING, SWITCH_INDICES},
+    nic::{
+        ENTRIES, Entry, FRAME_MAX, FRAME_MIN, Indices, NOTIFY_LOOK, NOTIFY_NEVER, RECEIVE_RING, SEND_RING,
+        SWITCH_INDICES,
+    },
 };
 
 /// Bytes of the page up to the end of the send ring.
@@ -67,6 +70,20 @@ impl Page<'_> {
     /// Packets put up for sending beyond `taken`; `None` if the VM's index makes no sense.
     pub fn unsent(&self, taken: u32) -> Option<u32> {
         Some(self.filled().wrapping_sub(taken)).filter(|count| *count as usize <= ENTRIES)
+    }
+
+    /// Whether the VM is to be told of a look at which packets were taken.
+    pub fn notifies_taken(&self) -> bool {
+        self.notify() != NOTIFY_NEVER
+    }
+
+    /// Whether the VM is to be told of a look at which there was nothing to take.
+    pub fn notifies_none(&self) -> bool {
+        self.notify() == NOTIFY_LOOK
+    }
+
+    fn notify(&self) -> u32 {
+        self.word(core::mem::offset_of!(Indices, notify))
     }
 
     /// Buffers offered beyond `arrived`; none if the VM's index makes no sense.

@@ -54,6 +54,8 @@ struct Turn {
     port: PortId,
     /// Its indices, among those of the round; `None` if its queue page could not be read.
     known: Option<usize>,
+    /// It is to be told of this look: if nothing was taken, and if something was.
+    notifies: [bool; 2],
     /// It has more packets than were looked at.
     more: bool,
     /// One of its packets waits for the uplink, and so do those after it.
@@ -438,6 +440,7 @@ impl Switch {
             self.round.turns.push(Turn {
                 port: id,
                 known: None,
+                notifies: [false; 2],
                 more: false,
                 stalled: false,
                 away: false,
@@ -480,6 +483,7 @@ impl Switch {
                 continue;
             };
             let taken = own.taken;
+            turn.notifies = [unsent == 0 && page.notifies_none(), page.notifies_taken()];
             turn.more = unsent as usize > PACKETS;
             for ahead in 0..unsent.min(PACKETS as u32) {
                 let entry = page.send(taken.wrapping_add(ahead), window);

@@ -317,7 +317,8 @@ impl Switch {
         let mut changed = core::mem::take(changed);
         let received = receivers.iter().filter(|receiver| receiver.filled > 0 || receiver.dropped);
         changed.extend(received.map(|receiver| (receiver.port, receiver.filled > 0)));
-        changed.extend(turns.iter().filter(|turn| turn.taken > 0).map(|turn| (turn.port, true)));
+        let looked = turns.iter().map(|turn| (turn.port, turn.taken > 0, turn.notifies[usize::from(turn.taken > 0)]));
+        changed.extend(looked.filter(|(_, taken, told)| *taken || *told).map(|(port, _, told)| (port, told)));
         // Once each: a VM that both sends and receives is told once.
         changed.sort_unstable_by_key(|(port, told)| (*port, !*told));
         changed.dedup_by_key(|(port, _)| *port);

@@ -66,6 +66,53 @@ fn vms_talk_to_each_other_without_the_network() {
 }
 
 #[test]
+fn a_vm_is_told_that_its_packets_were_taken_as_it_wants() {
+    use protocol::nic::{Indices, NOTIFY_LOOK, NOTIFY_NEVER, NOTIFY_TAKEN};
+    // What it wants; told when a packet was taken; and when there was none.
+    for (notify, taken, none) in
+        [(NOTIFY_TAKEN, 1, 0), (NOTIFY_NEVER, 0, 0), (NOTIFY_LOOK, 1, 1), (77, 1, 0), (u32::MAX, 1, 0)]
+    {
+        let mut bench = Bench::new([15]);
+        bench.write(15, offset_of!(Indices, notify), &notify.to_le_bytes());
+        bench.put(15, &out(15, 60));
+        bench.run();
+        assert_eq!((bench.own(15).taken, bench.world.raised.len()), (1, taken), "{notify}");
+        bench.world.raised.clear();
+        bench.switch.rung(vm(15), at(15));
+        bench.run();
+        assert_eq!((bench.own(15).taken, bench.world.raised.len()), (1, none), "{notify}");
+        // What arrives is told in any case.
+        bench.arrive(&ipv4_packet(OUTSIDE, mac(15), OUTSIDE_ADDRESS, address(15), 100));
+        bench.world.raised.clear();
+        bench.run();
+        assert_eq!(bench.world.raised.len(), 1);
+    }
+}
+
+#[test]
+fn a_vm_that_waits_for_the_network_to_take_is_told_when_it_has() {
+    use protocol::nic::{Indices, NOTIFY_LOOK};
+    let mut bench = Bench::new([15]);
+    bench.write(15, offset_of!(Indices, notify), &NOTIFY_LOOK.to_le_bytes());
+    let mut sent = 0;
+    while sent < net_driver::ENTRIES + 3 {
+        bench.put(15, &out(15, 60));
+        bench.run();
+        sent += 1;
+    }
+    assert_eq!(bench.own(15).taken as usize, net_driver::ENTRIES, "the others wait");
+    bench.world.raised.clear();
+    for _ in 0..10 {
+        bench.switch.rung(vm(15), at(15));
+        bench.run();
+    }
+    assert!(bench.world.raised.is_empty(), "else it would ring and be told for ever");
+    bench.drive(100);
+    bench.run();
+    assert_eq!((bench.own(15).taken as usize, bench.world.raised.is_empty()), (sent, false));
+}
+
+#[test]
 fn a_vm_without_a_buffer_loses_and_its_peer_does_not_wait() {
     let mut bench = Bench::new([15, 16]);
     (0..20).for_each(|number| bench.put(15, &between(15, 16, 100 + number)));
