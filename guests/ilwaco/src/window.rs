@@ -96,7 +96,7 @@ impl<const COUNT: usize> Window<COUNT> {
             queue: Queue {
                 sent_filled: AtomicU32::new(0),
                 offered: AtomicU32::new(0),
-                notify: AtomicU32::new(nic::NOTIFY_NEVER),
+                notify: AtomicU32::new(0),
                 reserved: [const { AtomicU32::new(0) }; 5],
                 sent_taken: AtomicU32::new(0),
                 arrived: AtomicU32::new(0),
