@@ -72,6 +72,8 @@ pub const FLAG_FULL_RESTORE: u8 = 1;
 pub const FLAG_FPU: u8 = 2;
 /// Flag: the domain went idle before its slice was over: it goes to the front of its queue when it wakes.
 pub const FLAG_REWARD: u8 = 4;
+/// It woke, and was not preempted since: what it does is probably short.
+pub const FLAG_WOKE: u8 = 8;
 
 /// A domain that an event goes to.
 #[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]

@@ -2,12 +2,12 @@
 
 use crate::{
     Frame, Machine, NO_FRAME,
-    block::{FLAG_REWARD, State},
+    block::{FLAG_REWARD, FLAG_WOKE, State},
     devices::Vectors,
     frames::FrameTable,
     paging::Missing,
     processors::{PROCESSORS, Processor},
-    scheduler::{SLICE, take_reward},
+    scheduler::{BATCH, SLICE, take_reward},
     timers,
 };
 use protocol::{
@@ -206,7 +206,8 @@ impl<M: Machine> Kernel<M> {
                 self.wait_over(frame);
             }
         }
-        if now >= self.cpu.slice_end {
+        let batch_is_over = self.cpu.batch_end != 0 && now >= self.cpu.batch_end;
+        if now >= self.cpu.slice_end || batch_is_over {
             self.cpu.reschedule = true;
         }
         if !self.cpu.reschedule {
@@ -244,6 +245,7 @@ impl<M: Machine> Kernel<M> {
         let now = if self.machine.block(frame).slice_left == 0 { 0 } else { self.machine.now() };
         let block = self.machine.block_mut(frame);
         block.set_state(State::Runnable);
+        block.flags |= FLAG_WOKE;
         if now.saturating_sub(block.idle_since) >= SLICE {
             block.slice_left = 0;
         }
@@ -296,7 +298,7 @@ impl<M: Machine> Kernel<M> {
         if current != NO_FRAME {
             let band = self.machine.block(current).band;
             let over = now >= self.cpu.slice_end;
-            let better = self.cpu.scheduler.better_than(band);
+            let better = self.is_better_due(current, now);
             let giving_way = over && (self.online > 1 && self.fetch(Some(band)) || self.cpu.scheduler.any_in(band));
             if !better && !giving_way {
                 if over || self.cpu.slice_end == NEVER {
@@ -308,7 +310,8 @@ impl<M: Machine> Kernel<M> {
             }
             // Who is only preempted goes on first, with what is left of its slice: it gains nothing by waking a server.
             let left = self.cpu.slice_end.saturating_sub(now).min(SLICE);
-            self.machine.block_mut(current).slice_left = left;
+            let block = self.machine.block_mut(current);
+            (block.slice_left, block.flags) = (left, block.flags & !FLAG_WOKE);
             self.enqueue(current, left > 0);
             if over && self.online > 1 {
                 self.offer(band, now);
@@ -316,7 +319,7 @@ impl<M: Machine> Kernel<M> {
         }
         self.cpu.current = NO_FRAME;
         if !self.cpu.scheduler.is_empty() || self.online > 1 && self.fetch(None) {
-            self.cpu.current = self.cpu.scheduler.take(&mut self.machine).unwrap_or(NO_FRAME);
+            self.cpu.current = self.take_next(now).unwrap_or(NO_FRAME);
         }
         self.cpu.reschedule = false;
         self.cpu.slice_end = NEVER;
@@ -327,11 +330,35 @@ impl<M: Machine> Kernel<M> {
         self.arm();
     }
 
-    /// Sets the timer to whatever comes first: the earliest deadline, or the end of the slice if somebody waits for it.
+    /// Whether a domain of a better band waits for which the running one has to give way now. One that woke need not at once: that begins a batch.
+    fn is_better_due(&mut self, current: Frame, now: u64) -> bool {
+        let block = self.machine.block(current);
+        if !self.cpu.scheduler.better_than(block.band) {
+            self.cpu.batch_end = 0;
+            return false;
+        }
+        if block.flags & FLAG_WOKE != 0 && self.cpu.batch_end == 0 {
+            self.cpu.batch_end = now.saturating_add(BATCH);
+        }
+        now >= self.cpu.batch_end
+    }
+
+    /// Takes out who is to run next: while a batch lasts VMs that woke, then the first of the best band.
+    fn take_next(&mut self, now: u64) -> Option<Frame> {
+        let woken = if now < self.cpu.batch_end { self.cpu.scheduler.take_woken(&mut self.machine) } else { None };
+        if woken.is_some() {
+            return woken;
+        }
+        self.cpu.batch_end = 0;
+        self.cpu.scheduler.take(&mut self.machine)
+    }
+
+    /// Sets the timer to whatever comes first: the earliest deadline, the end of a batch, or the end of the slice if somebody waits for it.
     pub(crate) fn arm(&mut self) {
         let waited_for =
             self.cpu.current != NO_FRAME && self.cpu.scheduler.any_in(self.machine.block(self.cpu.current).band);
         let slice = if waited_for { self.cpu.slice_end } else { NEVER };
+        let slice = if self.cpu.batch_end == 0 { slice } else { slice.min(self.cpu.batch_end) };
         let deadline = self.cpu.timers.earliest(&self.machine).map_or(slice, |timer| timer.min(slice));
         if deadline != self.cpu.armed {
             self.cpu.armed = deadline;

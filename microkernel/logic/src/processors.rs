@@ -30,6 +30,8 @@ pub(crate) struct Processor {
     pub since: u64,
     /// When the slice of the running domain ends.
     pub slice_end: u64,
+    /// Until when domains that woke go first though better ones wait ([`crate::scheduler::BATCH`]); 0: no better one waits.
+    pub batch_end: u64,
     /// What the timer is set to.
     pub armed: u64,
     /// Somebody woke, or the slice is over: look for a better domain before going back.
@@ -50,6 +52,7 @@ impl Processor {
         loaded: NO_FRAME,
         since: 0,
         slice_end: NEVER,
+        batch_end: 0,
         armed: NEVER,
         reschedule: true,
         kicked: false,

@@ -1,6 +1,7 @@
 //! Virtual interrupts: every line raised arrives, none that was not, in whatever order a domain waits, masks and polls.
 
 use super::*;
+use crate::scheduler::BATCH;
 use core::mem::offset_of;
 use proptest::prelude::*;
 use protocol::{
@@ -191,6 +192,111 @@ fn a_vm_that_runs_alone_is_not_interrupted() {
     world.kernel.machine.now = end;
     world.kernel.timer_interrupt();
     assert_eq!(world.kernel.running(), other);
+}
+
+/// A switch that waits and VMs that idle, and none of them has run for long.
+fn switch_and_idle_vms(count: usize) -> (World, Frame, std::vec::Vec<Frame>) {
+    let mut world = World::new();
+    let switch = world.server();
+    let vms: std::vec::Vec<_> = (0..count).map(|_| world.vm()).collect();
+    world.enter(switch, Request::message(Number::ReplyWait, 0, 0), 0, &[], NEVER);
+    let generation = world.kernel.frames.generation(switch);
+    for vm in &vms {
+        world.kernel.machine.block_mut(*vm).services[1] = crate::block::DomainRef { frame: switch, generation };
+        world.connect(switch, 10, *vm, 0, 1);
+        world.enter(*vm, Request::new(Number::Idle), NEVER, &[], 0);
+        world.poke(*vm, MASK, &u64::MAX.to_le_bytes());
+    }
+    (world, switch, vms)
+}
+
+/// The VM that runs rings, and goes idle.
+fn ring_and_idle(world: &mut World, vm: Frame) {
+    assert_eq!(world.kernel.running(), vm);
+    world.simple(vm, Number::Doorbell, 1, &[]).unwrap();
+    assert_eq!(world.kernel.running(), vm, "who woke is not interrupted by what it causes");
+    world.poke(vm, PENDING, &[0; 8]);
+    world.enter(vm, Request::new(Number::Idle), NEVER, &[], 0);
+}
+
+#[test]
+fn vms_that_woke_go_before_the_server_that_they_call() {
+    let (mut world, switch, vms) = switch_and_idle_vms(3);
+    vms.iter().for_each(|vm| world.kernel.raise(*vm, 1));
+    let hog = world.vm();
+    world.kernel.machine.block_mut(hog).flags &= !crate::block::FLAG_WOKE;
+    world.kernel.spurious_interrupt();
+    // Each has its turn, and only then the switch, which finds what all of them have rung for; and then who can run anyway.
+    for _ in 0..3 {
+        let vm = world.kernel.running();
+        assert!(vms.contains(&vm), "{vm}");
+        ring_and_idle(&mut world, vm);
+    }
+    assert_eq!(world.kernel.running(), switch);
+    let found = world.simple(switch, Number::Collect, 1, &[BASE, 8]).unwrap();
+    assert_eq!(found.rdi, 3);
+    world.enter(switch, Request::message(Number::ReplyWait, 0, 0), 0, &[], NEVER);
+    assert_eq!(world.kernel.running(), hog);
+}
+
+#[test]
+fn a_better_domain_waits_so_long_and_no_longer() {
+    let (mut world, switch, vms) = switch_and_idle_vms(2);
+    vms.iter().for_each(|vm| world.kernel.raise(*vm, 1));
+    world.kernel.spurious_interrupt();
+    let first = world.kernel.running();
+    world.simple(first, Number::Doorbell, 1, &[]).unwrap();
+    let begun = world.kernel.machine.now;
+    assert_eq!(world.kernel.machine.timer, Some(begun + BATCH));
+    // It goes on and on; others wake meanwhile, which changes nothing.
+    world.kernel.machine.now += BATCH / 2;
+    world.simple(first, Number::Doorbell, 1, &[]).unwrap();
+    assert_eq!((world.kernel.running(), world.kernel.machine.timer), (first, Some(begun + BATCH)));
+    world.kernel.machine.now = begun + BATCH;
+    world.kernel.timer_interrupt();
+    assert_eq!(world.kernel.running(), switch);
+    world.enter(switch, Request::message(Number::ReplyWait, 0, 0), 0, &[], NEVER);
+    // It goes on with its slice, but has to give way at once from now on, until it waits and wakes again.
+    assert_eq!(world.kernel.running(), first);
+    world.simple(first, Number::Doorbell, 1, &[]).unwrap();
+    world.kernel.raise(switch, 3);
+    world.kernel.spurious_interrupt();
+    assert_eq!(world.kernel.running(), switch);
+}
+
+#[test]
+fn who_runs_for_long_gives_way_at_once() {
+    let (mut world, switch, vms) = switch_and_idle_vms(1);
+    let hog = world.vm();
+    world.kernel.spurious_interrupt();
+    assert_eq!(world.kernel.running(), hog);
+    // Preempted once, it is no longer one that woke.
+    world.kernel.raise(switch, 3);
+    world.kernel.machine.now += BATCH;
+    world.kernel.timer_interrupt();
+    world.kernel.machine.now += BATCH;
+    world.kernel.timer_interrupt();
+    assert_eq!(world.kernel.running(), switch);
+    world.enter(switch, Request::message(Number::ReplyWait, 0, 0), 0, &[], NEVER);
+    assert_eq!(world.kernel.running(), hog);
+    world.kernel.raise(switch, 3);
+    world.kernel.spurious_interrupt();
+    assert_eq!(world.kernel.running(), switch);
+    world.kernel.raise(vms[0], 1);
+    world.enter(switch, Request::message(Number::ReplyWait, 0, 0), 0, &[], NEVER);
+    assert_eq!(world.kernel.running(), vms[0]);
+}
+
+#[test]
+fn a_batch_in_which_nobody_waits_any_more_leaves_no_timer() {
+    let (mut world, switch, vms) = switch_and_idle_vms(1);
+    world.kernel.raise(vms[0], 1);
+    world.kernel.spurious_interrupt();
+    world.simple(vms[0], Number::Doorbell, 1, &[]).unwrap();
+    world.kernel.extract(switch);
+    world.kernel.machine.now += BATCH;
+    world.kernel.timer_interrupt();
+    assert_eq!((world.kernel.running(), world.kernel.cpu.armed), (vms[0], NEVER));
 }
 
 /// Runs the kernel as the domains would: `act` says what the running one does; returns how often each ran.

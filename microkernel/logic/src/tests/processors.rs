@@ -81,9 +81,10 @@ fn who_wakes_goes_where_nobody_runs() {
     let mut runs = world.runs();
     runs.sort_unstable();
     assert!(!runs.contains(&NO_FRAME) && runs.iter().all(|frame| vms.contains(frame)), "{runs:?}");
-    // A server finds nobody idle, and takes the place of a VM.
+    // A server finds nobody idle, and takes the place of a VM: at the latest when the batch is over that those began that woke.
     let server = world.server();
     world.settle();
+    world.pass(crate::scheduler::BATCH);
     assert!(world.runs().contains(&server));
 }
 
