@@ -37,7 +37,7 @@ pub struct Template {
     pub record: Frame,
     /// Pages that clones touch before they first wait, and whether they write them: they have them when they are made.
     pub begin: Touched,
-    /// Pages that they touch then, until they wait again: they get them with the first one that they need.
+    /// Pages that they touch then, until they wait for longer: they get them with the first one that they need.
     pub then: Touched,
     /// How much of that is known.
     pub known: Known,
@@ -53,8 +53,15 @@ pub enum Known {
     Nothing,
     /// Nothing yet: this clone shows it, once it waits.
     Watched(u64),
-    /// What they begin with. The same clone shows the rest, once it waits after more than so many faults.
-    Begin(u64, u32),
+    /// What they begin with. The same clone shows the rest, once it has had more than `faults` faults and has waited for a while.
+    Begin {
+        /// The clone.
+        vm: u64,
+        /// Its faults when it first waited.
+        faults: u32,
+        /// How often it had run when it was last looked at, and since when, in nanoseconds, it has not run since.
+        seen: (u64, u64),
+    },
     /// All.
     All,
 }

@@ -26,6 +26,8 @@ const SCANS_MAX: u32 = 16;
 const WATCHED_MAX: usize = 16;
 /// Faults that a clone must have had before what it touched is what others will.
 const FAULTS: u32 = 4;
+/// Nanoseconds for which it must have waited then: a client that it serves does not take as long between two packets.
+const QUIET: u64 = 5_000_000;
 /// [`protocol::domain::Usage::state`]: it waits.
 const WAITS: u64 = 2;
 
@@ -251,20 +253,36 @@ impl Pager<'_> {
     /// Looks at the clone of this template that is watched; whether it need not be watched any more.
     fn learn_of(&mut self, machine: &mut impl Machine, image: u32) -> bool {
         let known = self.template_mut(image).map(|template| template.known);
-        let (Some(Known::Watched(vm) | Known::Begin(vm, _)), Some(known)) = (known, known) else { return true };
+        let (Some(Known::Watched(vm) | Known::Begin { vm, .. }), Some(known)) = (known, known) else { return true };
         let here = self.vms.find(vm).and_then(|place| Some((place, self.vms.get(place)?)));
         let there = here.and_then(|(place, vm)| Some((place, vm, vm.at()?)));
         let next = match there {
             Some((_, vm, _)) if vm.state() == State::Created => return false,
             Some((place, vm, at)) if vm.state() == State::Running && vm.swapped == 0 && !vm.is(MOVING) => {
-                let (number, faults) = (vm.number, vm.faults);
+                let (vm, faults) = (vm.number, vm.faults);
                 match (known, machine.usage(at)) {
                     // Not yet.
-                    (Known::Begin(_, before), _) if faults <= before + FAULTS => return false,
+                    (Known::Begin { faults: before, .. }, _) if faults <= before + FAULTS => return false,
                     (_, Ok(usage)) if usage.state != WAITS => return false,
                     (_, Err(_)) => None,
-                    (Known::Begin(..), Ok(_)) => Some((Known::All, self.touched(machine, place, at))),
-                    (_, Ok(_)) => Some((Known::Begin(number, faults), self.touched(machine, place, at))),
+                    (Known::Begin { faults, seen: (switches, since), .. }, Ok(usage)) => {
+                        let now = machine.now();
+                        if usage.switches != switches {
+                            let seen = (usage.switches, now);
+                            if let Some(template) = self.template_mut(image) {
+                                template.known = Known::Begin { vm, faults, seen };
+                            }
+                            return false;
+                        }
+                        if now.saturating_sub(since) < QUIET {
+                            return false;
+                        }
+                        Some((Known::All, self.touched(machine, place, at)))
+                    }
+                    (_, Ok(_)) => {
+                        let known = Known::Begin { vm, faults, seen: (u64::MAX, 0) };
+                        Some((known, self.touched(machine, place, at)))
+                    }
                 }
             }
             // It is not what it was.

@@ -414,6 +414,7 @@ impl World {
             && let Some((_, domain)) = self.model.find(vm)
         {
             (domain.state, domain.register) = (DomainState::Idle(deadline), vm * 3);
+            domain.switches += 1;
         }
     }
 

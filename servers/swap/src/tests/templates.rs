@@ -103,14 +103,28 @@ fn what_the_first_clone_needs_then_the_next_one_gets_with_the_first_fault() {
     world.idle(2, u64::MAX);
     world.turn(0, true);
     // Of the data page that it has read it makes one of its own; the others it has not touched yet.
-    for page in [35, HEAP, HEAP + 1, HEAP + 3] {
+    for page in [35, HEAP] {
         world.write(2, page, 6).unwrap();
     }
     for page in [1, 2, 4, 5] {
         world.act(2, space::address(page), Act::Execute).unwrap();
     }
+    // It waits for its client's next packet, and the pager sees it waiting: that is not all.
+    for _ in 0..3 {
+        world.idle(2, u64::MAX);
+        world.model.now += 4_000_000;
+        world.turn(0, true);
+        world.wake(2);
+    }
+    for page in [HEAP + 1, HEAP + 3] {
+        world.write(2, page, 6).unwrap();
+    }
     world.read(2, HEAP + 2).unwrap();
     world.idle(2, u64::MAX);
+    for _ in 0..2 {
+        world.turn(0, true);
+        world.model.now += 10_000_000;
+    }
     world.turn(0, true);
     clone(&mut world, 3, template);
     let mapped = |world: &mut World, page: u32| {
