@@ -64,6 +64,7 @@ struct Server {
     /// Whether it may have more to tell than was taken.
     more_brought: bool,
     budget: Budget,
+    events: [Event; EVENTS],
     /// When to go on with what is left to do.
     again: u64,
     /// When to try the driver again.
@@ -96,6 +97,7 @@ impl Server {
             pager: pager.map(|channel| channel.line),
             more_brought: false,
             budget: Budget::new(share, clock::now()),
+            events: [Event::default(); EVENTS],
             again: NEVER,
             retry: NEVER,
         };
@@ -136,18 +138,18 @@ impl Server {
         }
     }
 
-    /// Takes the doorbells that VMs rang. Returns whether there may be more: those that are not taken raise no interrupts.
+    /// Takes the doorbells that VMs rang. Returns whether there may be more: while some are not taken, those that come raise no interrupts.
     fn collect(&mut self) -> bool {
-        let mut events = [Event::default(); EVENTS];
         for _ in 0..COLLECTS {
-            let Ok(count @ 1..) = hypercall::collect(Device::Nic as u8, &mut events) else {
-                return false;
-            };
-            for event in &events[..count] {
+            let count = hypercall::collect(Device::Nic as u8, &mut self.events).unwrap_or(0);
+            for event in &self.events[..count] {
                 if event.kind == EventKind::Doorbell as u32 {
                     let at = VmRef { frame: event.frame, generation: event.generation };
                     self.switch.rung(event.tag, at);
                 }
+            }
+            if count < EVENTS {
+                return false;
             }
         }
         true
@@ -166,7 +168,7 @@ impl Server {
         }
     }
 
-    /// Serves the VMs, if there is time for them. Returns whether there were any.
+    /// Serves the VMs, if there is time for them. Returns whether there may be more to do.
     fn serve(&mut self) -> bool {
         let begin = clock::now();
         if !self.budget.is_open(begin) {

@@ -324,7 +324,7 @@ impl Switch {
         self.round.fates.get(copy) == Some(&Fate::Done)
     }
 
-    /// Takes packets from the network. Returns whether there were any.
+    /// Takes packets from the network. Returns whether there are more.
     pub fn receive(&mut self, memory: &mut impl Memory) -> bool {
         let count = self.uplink.arrived().min(BATCH);
         if count == 0 {
@@ -355,7 +355,7 @@ impl Switch {
         }
         self.deliver(memory);
         self.uplink.take(count);
-        true
+        self.uplink.arrived() > 0
     }
 
     /// The answer to a packet from the network that asks for the address of a VM. The VM is not touched for it.
@@ -403,7 +403,7 @@ impl Switch {
         })
     }
 
-    /// A round of the VMs that came back, and one of those whose turn it is. Returns whether there were any.
+    /// A round of the VMs that came back, and one of those whose turn it is. Returns whether there may be more to do at once.
     pub fn serve(&mut self, memory: &mut impl Memory) -> bool {
         self.look(memory);
         let released = self.release(memory);
@@ -417,7 +417,13 @@ impl Switch {
         self.route(memory);
         self.deliver(memory);
         self.end_turns();
-        true
+        released || self.has_turns()
+    }
+
+    /// Whether it is somebody's turn.
+    fn has_turns(&mut self) -> bool {
+        let stalled = !self.stalled.is_empty() && (self.uplink.state() == State::Absent || self.uplink.room() > 0);
+        stalled || !self.ready.is_empty() || !self.crowd.is_empty() && self.waits.room() > 0
     }
 
     /// Step 1: reads the senders' pages.

@@ -4,10 +4,10 @@ use super::{HEADERS, HELD, INDICES, LENGTHS, Origin, Packet, RECEIVERS, Receiver
 use crate::{
     away::{BUFFER, HELD_EACH, HeldPacket},
     header::LOOK,
-    memory::{Copy, Fate, Memory, Place},
+    memory::{Copy, Fate, Memory, Outcome, Place},
     queue::{Own, Page, WHOLE, receive_length},
 };
-use protocol::nic::SWITCH_INDICES;
+use protocol::{memory::BATCH, nic::SWITCH_INDICES};
 
 /// Where a buffer for held packets is.
 pub(super) const fn buffer_place(buffer: u16) -> Place {
@@ -24,8 +24,7 @@ impl Switch {
         self.divert(memory);
         let now = memory.now();
         self.commit(now);
-        self.write_lengths(memory);
-        self.write_indices(memory);
+        self.write_pages(memory);
         self.keep_owed();
         self.round.packets.clear();
         self.round.receivers.clear();
@@ -288,8 +287,36 @@ impl Switch {
         }
     }
 
-    /// Step 5. A VM whose queue page has gone meanwhile gets its lengths when it is back.
-    fn write_lengths(&mut self, memory: &mut impl Memory) {
+    /// Steps 5 and 6, in one call of the kernel if nobody is waited for: in one call all of a queue page is there, or nothing is. If not, nothing that was
+    /// written is wrong, and all of it is written once more, one step after the other.
+    fn write_pages(&mut self, memory: &mut impl Memory) {
+        self.find_changed();
+        let Round { lengths, changed, .. } = &self.round;
+        if lengths.is_empty() && changed.is_empty() {
+            return;
+        }
+        let waits = !self.waits.is_empty() && changed.iter().any(|(id, _)| self.waits.get(*id).is_some());
+        if !waits && lengths.len() + changed.len() <= BATCH {
+            self.plan_lengths(memory);
+            self.plan_indices(memory);
+            self.round.outcomes.clear();
+            memory.copy(&self.round.copies, &mut self.round.outcomes);
+            self.round.copies.clear();
+            if self.round.outcomes.iter().all(|outcome| *outcome == Outcome::Done) {
+                let mut changed = core::mem::take(&mut self.round.changed);
+                for (id, _) in changed.drain(..).filter(|(_, told)| *told) {
+                    self.tell(memory, id);
+                }
+                self.round.changed = changed;
+                self.round.lengths.clear();
+                return;
+            }
+        }
+        self.write_lengths(memory);
+        self.write_indices(memory);
+    }
+
+    fn plan_lengths(&mut self, memory: &mut impl Memory) {
         let lengths = core::mem::take(&mut self.round.lengths);
         for (index, (id, entry, length)) in lengths.iter().enumerate() {
             let offset = LENGTHS + index * 4;
@@ -298,8 +325,15 @@ impl Switch {
             let to = self.place(*id, window.wrapping_add(receive_length(*entry) as u64));
             self.round.copies.push(Copy { from: Place::Scratch(offset), to, length: 4 });
         }
+        self.round.lengths = lengths;
+    }
+
+    /// Step 5. A VM whose queue page has gone meanwhile gets its lengths when it is back.
+    fn write_lengths(&mut self, memory: &mut impl Memory) {
+        self.plan_lengths(memory);
         self.copy(memory);
-        for (index, length) in lengths.iter().enumerate() {
+        let mut lengths = core::mem::take(&mut self.round.lengths);
+        for (index, length) in lengths.drain(..).enumerate() {
             if self.round.fates.get(index) == Some(&Fate::DestinationAway)
                 && let Some(wait) = self.waits.get_mut(length.0)
             {
@@ -308,13 +342,11 @@ impl Switch {
             }
         }
         self.round.lengths = lengths;
-        self.round.lengths.clear();
     }
 
-    /// Step 6: indices, then the interrupts.
-    fn write_indices(&mut self, memory: &mut impl Memory) {
-        let Round { receivers, turns, changed, .. } = &mut self.round;
-        let mut changed = core::mem::take(changed);
+    /// Whose indices have changed, and who is to be told.
+    fn find_changed(&mut self) {
+        let Round { receivers, turns, changed, known, .. } = &mut self.round;
         let received = receivers.iter().filter(|receiver| receiver.filled > 0 || receiver.dropped);
         changed.extend(received.map(|receiver| (receiver.port, receiver.filled > 0)));
         let looked = turns.iter().map(|turn| (turn.port, turn.taken > 0, turn.notifies[usize::from(turn.taken > 0)]));
@@ -323,26 +355,43 @@ impl Switch {
         changed.sort_unstable_by_key(|(port, told)| (*port, !*told));
         changed.dedup_by_key(|(port, _)| *port);
         changed.retain(|(id, told)| {
-            let known = self.round.known.iter().any(|(known, _)| known == id);
-            match self.waits.get_mut(*id) {
-                // It is not there, or lacks lengths: it gets them, and is told, when it is back.
-                Some(wait) if !known || !wait.lengths.is_empty() || !wait.back && wait.deaf && !*told => {
-                    wait.owes = true;
-                    wait.raise |= *told;
-                    false
-                }
-                _ => known && self.ports.get(*id).is_some(),
+            let known = known.iter().any(|(known, _)| known == id);
+            if !known && let Some(wait) = self.waits.get_mut(*id) {
+                // It is not there: it is told when it is back.
+                wait.owes = true;
+                wait.raise |= *told;
             }
+            known && self.ports.get(*id).is_some()
         });
+    }
+
+    fn plan_indices(&mut self, memory: &mut impl Memory) {
+        let changed = core::mem::take(&mut self.round.changed);
         for (index, (id, _)) in changed.iter().enumerate() {
-            let Some(port) = self.ports.get(*id) else { continue };
+            let window = self.ports.get(*id).map_or(0, |port| port.window.address());
             let offset = INDICES + index * Own::LENGTH;
             let own = self.round.known.iter().find(|(known, _)| known == id).map(|(_, own)| *own).unwrap_or_default();
             memory.scratch()[offset..offset + Own::LENGTH].copy_from_slice(&own.to_bytes());
-            let to = self.place(*id, port.window.address().wrapping_add(SWITCH_INDICES as u64));
+            let to = self.place(*id, window.wrapping_add(SWITCH_INDICES as u64));
             self.round.copies.push(Copy { from: Place::Scratch(offset), to, length: Own::LENGTH });
         }
+        self.round.changed = changed;
+    }
+
+    /// Step 6: indices, then the interrupts.
+    fn write_indices(&mut self, memory: &mut impl Memory) {
+        self.round.changed.retain(|(id, told)| match self.waits.get_mut(*id) {
+            // It lacks lengths: it gets them, and is told, when it is back.
+            Some(wait) if !wait.lengths.is_empty() || !wait.back && wait.deaf && !*told => {
+                wait.owes = true;
+                wait.raise |= *told;
+                false
+            }
+            _ => true,
+        });
+        self.plan_indices(memory);
         self.copy(memory);
+        let mut changed = core::mem::take(&mut self.round.changed);
         for (index, (id, told)) in changed.iter().enumerate() {
             match self.round.fates.get(index) {
                 Some(Fate::DestinationAway) => {

@@ -219,13 +219,17 @@ fn lengths_and_indices_reach_a_vm_that_left_in_between() {
         let mut bench = slow([15, 16]);
         bench.put(15, &between(15, 16, 100));
         bench.put(15, &between(15, 16, 101));
-        let mut hit = false;
+        let (mut hit, mut calls) = (false, 0);
         bench.world.trap = Some(Box::new(move |copy, missing, _| {
             if goes(copy, &taken, 16) && !core::mem::replace(&mut hit, true) {
                 missing.insert((16, QUEUE));
             }
+            // Not for the call that lengths and indices are tried in together.
             if back.as_ref().is_some_and(|back| goes(copy, back, 15)) {
-                missing.clear();
+                calls += 1;
+                if calls == 2 {
+                    missing.clear();
+                }
             }
         }));
         bench.run();

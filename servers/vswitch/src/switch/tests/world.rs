@@ -158,10 +158,14 @@ impl World {
 impl Memory for World {
     fn copy(&mut self, copies: &[Copy], outcomes: &mut Vec<Outcome>) {
         self.calls += 1;
-        for copy in copies {
+        // In one call of the kernel, no page goes or comes.
+        for (index, copy) in copies.iter().enumerate() {
             assert!(copy.length > 0);
-            if let Some(trap) = &mut self.trap {
-                trap(copy, &mut self.missing, &mut self.at);
+            let call = if index % protocol::memory::BATCH == 0 { &copies[index..] } else { &[] };
+            for copy in call.iter().take(protocol::memory::BATCH) {
+                if let Some(trap) = &mut self.trap {
+                    trap(copy, &mut self.missing, &mut self.at);
+                }
             }
             let obstacle = self.obstacle(copy.from, copy.length, Outcome::SourceMissing);
             let obstacle = obstacle.or_else(|| self.obstacle(copy.to, copy.length, Outcome::DestinationMissing));
