@@ -13,7 +13,7 @@ use alloc::vec::Vec;
 use protocol::{
     domain::{SavedDomain, line},
     layout::PAGE,
-    memory::Access,
+    memory::{Access, MapOperation},
     registers::KERNEL_PART,
 };
 
@@ -35,16 +35,40 @@ pub struct Template {
     pub state: SavedDomain,
     /// The frame of its record.
     pub record: Frame,
-    /// Pages that clones touch before they first wait, and whether they write them: they have them when they are made.
-    pub begin: Touched,
+    /// Pages that clones touch before they first wait: they have them when they are made.
+    pub begin: Plan,
     /// Pages that they touch then, until they wait for longer: they get them with the first one that they need.
-    pub then: Touched,
+    pub then: Plan,
     /// How much of that is known.
     pub known: Known,
 }
 
 /// Pages, and whether they are written.
 pub type Touched = Vec<(u32, bool)>;
+
+/// What is mapped at once for a clone. It is found once, and not for each clone.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Plan {
+    /// The pages.
+    pub touched: Touched,
+    /// Maps what the clones share.
+    pub shared: Vec<MapOperation>,
+    /// What each gets of its own.
+    pub own: Vec<OwnPage>,
+}
+
+/// A page that a clone gets of its own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct OwnPage {
+    /// The page.
+    pub page: u32,
+    /// Copied from this frame; `None`: zeros.
+    pub from: Option<Frame>,
+    /// Access.
+    pub access: Access,
+    /// A shared page is mapped there before.
+    pub replaces: bool,
+}
 
 /// How much is known of what clones touch.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -161,8 +185,8 @@ impl Template {
             pages,
             state,
             record: frame,
-            begin: Touched::new(),
-            then: Touched::new(),
+            begin: Plan::default(),
+            then: Plan::default(),
             known: Known::Nothing,
         })
     }

@@ -8,7 +8,7 @@ use crate::{
     machine::{self, Machine},
     record::{Cause, MOVING, State, TOLD, Touch},
     space,
-    template::{self, Known, PAGES_MAX, TOUCHED_MAX, Template},
+    template::{self, Known, OwnPage, PAGES_MAX, Plan, TOUCHED_MAX, Template, Touched},
 };
 use alloc::{boxed::Box, vec::Vec};
 use protocol::{
@@ -91,7 +91,7 @@ impl Pager<'_> {
         let parts = template::overlay(&image.parts, &own).ok_or(Response::NotWhole)?;
         let registers = template::fresh_registers(registers);
         let state = template::begun(state);
-        let (begin, then, known) = (Vec::new(), Vec::new(), Known::Nothing);
+        let (begin, then, known) = (Plan::default(), Plan::default(), Known::Nothing);
         let mut template = Template { base, pages, state, record: 0, begin, then, known };
         let mut record = image::record(&parts);
         template.write(&registers, &mut record);
@@ -159,10 +159,10 @@ impl Pager<'_> {
             self.watched.push(image);
             return Ok(());
         }
-        let pages = core::mem::take(&mut template.begin);
-        let done = self.add_touched(place, &pages, first);
+        let plan = core::mem::take(&mut template.begin);
+        let done = self.add_planned(place, &plan, first);
         if let Some(template) = self.template_mut(image) {
-            template.begin = pages;
+            template.begin = plan;
         }
         done
     }
@@ -171,11 +171,11 @@ impl Pager<'_> {
     pub(super) fn prefetch(&mut self, machine: &mut impl Machine, place: u32) {
         let Some((image, at)) = self.vms.get(place).and_then(|vm| Some((vm.image, vm.at()?))) else { return };
         let Some(template) = self.template_mut(image) else { return };
-        let pages = core::mem::take(&mut template.then);
+        let plan = core::mem::take(&mut template.then);
         let mut first = First::default();
-        let planned = self.add_touched(place, &pages, &mut first);
+        let planned = self.add_planned(place, &plan, &mut first);
         if let Some(template) = self.template_mut(image) {
-            template.then = pages;
+            template.then = plan;
         }
         let copied = machine::transfer_all(machine, &mut first.copies).is_ok();
         let filled = planned.is_ok() && copied && first.copies.iter().all(|copy| copy.status == 0);
@@ -184,7 +184,7 @@ impl Pager<'_> {
             first.filled.into_iter().for_each(|frame| self.give(place, frame));
             return;
         }
-        let mut operations = Vec::with_capacity(first.maps.len() * 2 + 4);
+        let mut operations = Vec::with_capacity(first.maps.len() + 8);
         let mut last = None;
         for map in first.maps {
             let page = space::page_of(map.address);
@@ -193,8 +193,6 @@ impl Pager<'_> {
             {
                 break;
             }
-            // Where a page that it only reads is mapped, one of its own takes the place.
-            operations.push(fault::unmap(map));
             operations.push(map);
         }
         first.filled.into_iter().for_each(|frame| self.frames.promote(frame));
@@ -207,36 +205,48 @@ impl Pager<'_> {
         self.images.get_mut(image)?.template.as_deref_mut()
     }
 
-    /// Adds what fills and maps pages, those that the VM does not have of its own. Nothing if memory is short.
-    fn add_touched(&mut self, place: u32, pages: &[(u32, bool)], first: &mut First) -> Result<(), Response> {
-        if self.has_swap() && self.spare() < self.clock.low() + pages.len() as u32 {
+    /// Adds what fills and maps pages. A clone that has needed nothing yet has none of them, and nothing is mapped there but what is said to be replaced. Nothing if
+    /// memory is short.
+    fn add_planned(&mut self, place: u32, plan: &Plan, first: &mut First) -> Result<(), Response> {
+        if self.has_swap() && self.spare() < self.clock.low() + plan.own.len() as u32 {
             return Ok(());
         }
-        for (page, write) in pages {
-            if self.frames.find(place, Usage::Page(*page)).is_some() {
-                continue;
+        first.maps.reserve(plan.shared.len() + plan.own.len() + 4);
+        first.maps.extend_from_slice(&plan.shared);
+        for OwnPage { page, from, access, replaces } in plan.own.iter().copied() {
+            let frame = self.take(place, Usage::Filling(page)).ok_or(Response::OutOfMemory)?;
+            first.copies.push(self.fill(from, frame));
+            first.filled.push(frame);
+            let map = self.map_page(page, frame, 1, access);
+            if replaces {
+                first.maps.push(fault::unmap(map));
             }
-            let found = self.vms.get(place).and_then(|vm| self.image_of(vm)).and_then(|image| image.find(*page));
-            let touch = if *write { Touch::Write } else { Touch::Read };
+            first.maps.push(map);
+        }
+        Ok(())
+    }
+
+    /// What maps these pages for a clone; `before`: what it has then.
+    fn plan_pages(&self, image: u32, touched: Touched, before: &Touched) -> Plan {
+        let (mut shared, mut own) = (Vec::new(), Vec::new());
+        for (page, write) in touched.iter().copied() {
+            let found = self.images.get(image).and_then(|image| image.find(page));
+            let touch = if write { Touch::Write } else { Touch::Read };
             match decide::decide(found, Present::No, touch) {
                 Decision::Share { frame, access } => {
-                    let frame = frame.unwrap_or(self.zero);
-                    let map = self.map_page(*page, frame, 1, access);
-                    match first.maps.last_mut().filter(|before| follows(before, &map)) {
+                    let map = self.map_page(page, frame.unwrap_or(self.zero), 1, access);
+                    match shared.last_mut().filter(|before| follows(before, &map)) {
                         Some(before) => before.count += 1,
-                        None => first.maps.push(map),
+                        None => shared.push(map),
                     }
                 }
                 Decision::Fill { from, access } => {
-                    let frame = self.take(place, Usage::Filling(*page)).ok_or(Response::OutOfMemory)?;
-                    first.copies.push(self.fill(from, frame));
-                    first.filled.push(frame);
-                    first.maps.push(self.map_page(*page, frame, 1, access));
+                    own.push(OwnPage { page, from, access, replaces: before.contains(&(page, false)) });
                 }
                 Decision::Illegal | Decision::Back { .. } | Decision::Wait | Decision::Read => {}
             }
         }
-        Ok(())
+        Plan { touched, shared, own }
     }
 
     /// If the clones that are watched wait now, what they have touched is what clones touch.
@@ -289,25 +299,30 @@ impl Pager<'_> {
             _ => None,
         };
         let Some(template) = self.template_mut(image) else { return true };
-        match next {
-            Some((Known::All, mut pages)) => {
-                pages.retain(|page| !template.begin.contains(page));
-                (template.then, template.known) = (pages, Known::All);
-            }
-            Some((known, pages)) => {
-                (template.begin, template.known) = (pages, known);
-                return false;
+        let begin = core::mem::take(&mut template.begin.touched);
+        let (plan, known) = match next {
+            Some((known, mut pages)) => {
+                pages.retain(|page| !begin.contains(page));
+                (Some(self.plan_pages(image, pages, &begin)), known)
             }
             // Another one will show it; if only the rest is missing it is as good as all.
-            None => template.known = if template.begin.is_empty() { Known::Nothing } else { Known::All },
+            None => (None, if begin.is_empty() { Known::Nothing } else { Known::All }),
+        };
+        let Some(template) = self.template_mut(image) else { return true };
+        template.begin.touched = begin;
+        template.known = known;
+        match plan {
+            Some(plan) if known == Known::All => template.then = plan,
+            Some(plan) => template.begin = plan,
+            None => {}
         }
-        true
+        matches!(known, Known::All | Known::Nothing)
     }
 
     /// The pages that a VM has written or read, in order, and whether it has written them.
-    fn touched(&self, machine: &mut impl Machine, place: u32, at: VmRef) -> Vec<(u32, bool)> {
+    fn touched(&self, machine: &mut impl Machine, place: u32, at: VmRef) -> Touched {
         let (resident, _) = self.resident(place, None, LOOK);
-        let mut pages: Vec<(u32, bool)> = resident.pages.iter().map(|(page, _)| (*page, true)).collect();
+        let mut pages: Touched = resident.pages.iter().map(|(page, _)| (*page, true)).collect();
         let total = self.vms.get(place).map_or(0, |vm| vm.pages);
         let mut states = [0; SCAN_PAGES];
         for scan in 0..SCANS_MAX {
