@@ -7,6 +7,7 @@ use crate::{
     frames::FrameTable,
     paging::Missing,
     processors::{PROCESSORS, Processor},
+    records::Unread,
     scheduler::{BATCH, SLICE, take_reward},
     timers,
 };
@@ -60,6 +61,15 @@ impl From<Error> for Stop {
 impl From<Missing> for Stop {
     fn from(missing: Missing) -> Stop {
         Stop::Fault(missing)
+    }
+}
+
+impl From<Unread> for Stop {
+    fn from(unread: Unread) -> Stop {
+        match unread {
+            Unread::Bad(error) => Stop::Refused(error),
+            Unread::Missing(missing) => Stop::Fault(missing),
+        }
     }
 }
 

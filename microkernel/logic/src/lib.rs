@@ -42,6 +42,7 @@ mod machine;
 mod mapping;
 pub mod paging;
 mod processors;
+mod records;
 mod scan;
 mod scheduler;
 mod slots;

@@ -4,7 +4,8 @@ use crate::{
     Frame, Kernel, Machine,
     frames::FrameKind,
     kernel::{Outcome, Stop},
-    paging::{Entry, UserRange},
+    paging::Entry,
+    records::Records,
 };
 use protocol::{
     abi::{Error, Target},
@@ -27,12 +28,15 @@ impl<M: Machine> Kernel<M> {
                 return Err(if is_vm { Error::Denied } else { Error::BadArgument }.into());
             }
             let domain = if target == Target::OWN { me } else { self.named_domain(me, target, Rights::CONTROL)?.0 };
+            let mut records = Records::new(root);
             while operations < count {
                 let at = address.wrapping_add(operations * size_of::<MapOperation>() as u64);
-                let mut bytes = [0; size_of::<MapOperation>()];
-                self.read_user(root, UserRange::records::<MapOperation>(at, 1)?, &mut bytes)?;
+                let operation = operation_from(&self.record(&mut records, at)?.bytes);
                 pages = 0;
-                self.apply(me, domain, &operation_from(&bytes), &mut pages, &mut budget)?;
+                self.apply(me, domain, &operation, &mut pages, &mut budget)?;
+                if domain == me {
+                    records.forget();
+                }
                 operations += 1;
                 pages = 0;
             }
@@ -73,12 +77,16 @@ impl<M: Machine> Kernel<M> {
         if kind != MapKind::Map {
             self.recall(domain);
         }
+        let device = match kind {
+            MapKind::Map => self.may_map(me, operation.slot, first, operation.count, access)?,
+            _ => false,
+        };
         let loaded = self.is_loaded(domain);
         while *pages < operation.count {
             *budget = budget.checked_sub(1).ok_or(Error::Again)?;
             let address = operation.address + u64::from(*pages) * PAGE;
             match kind {
-                MapKind::Map => self.map_page(me, root, address, first + *pages, operation.slot, access)?,
+                MapKind::Map => self.map_page(root, address, first + *pages, access, device)?,
                 MapKind::Unmap => self.unmap_page(root, address),
                 _ => self.protect_page(me, root, address, operation.slot, access)?,
             }
@@ -90,8 +98,9 @@ impl<M: Machine> Kernel<M> {
         Ok(())
     }
 
-    /// Whether `me` may map `frame` with this access by the memory capability in `slot`; whether it is a device.
-    fn may_map(&self, me: Frame, slot: u8, frame: Frame, access: Access) -> Result<bool, Error> {
+    /// Whether `me` may map `count` frames from `first` with this access by the memory capability in `slot`, as far as the capability says; whether they are to
+    /// be devices.
+    fn may_map(&self, me: Frame, slot: u8, first: Frame, count: u32, access: Access) -> Result<bool, Error> {
         let mut rights = Rights::MAP | Rights::READ;
         rights.set(Rights::WRITE, access.contains(Access::WRITE));
         rights.set(Rights::EXECUTE, access.contains(Access::EXECUTE));
@@ -101,24 +110,22 @@ impl<M: Machine> Kernel<M> {
         if access.contains(Access::COMBINE) && !device {
             return Err(Error::Denied);
         }
-        if !capability.holds(frame) || device != (self.frames.kind(frame) == FrameKind::Device) {
-            return Err(Error::Denied);
-        }
-        Ok(device)
+        // There are fewer frames than a frame number can say.
+        let last = first.saturating_add(count.saturating_sub(1));
+        if capability.holds(first) && capability.holds(last) { Ok(device) } else { Err(Error::Denied) }
     }
 
-    fn map_page(
-        &mut self,
-        me: Frame,
-        root: Frame,
-        address: u64,
-        frame: Frame,
-        slot: u8,
-        access: Access,
-    ) -> Result<(), Error> {
-        let device = self.may_map(me, slot, frame, access)?;
+    /// Whether a frame is a device exactly if it is to be.
+    fn is_as_said(&self, frame: Frame, device: bool) -> bool {
+        device == (self.frames.kind(frame) == FrameKind::Device)
+    }
+
+    fn map_page(&mut self, root: Frame, address: u64, frame: Frame, access: Access, device: bool) -> Result<(), Error> {
+        if !self.is_as_said(frame, device) {
+            return Err(Error::Denied);
+        }
         let table = self.leaf_table(root, address).ok_or(Error::NoTable)?;
-        if self.entry(root, address).is_present() {
+        if self.entry_in(table, address).is_present() {
             return Err(Error::Occupied);
         }
         if !device {
@@ -130,7 +137,7 @@ impl<M: Machine> Kernel<M> {
 
     fn unmap_page(&mut self, root: Frame, address: u64) {
         let Some(table) = self.leaf_table(root, address) else { return };
-        let entry = self.entry(root, address);
+        let entry = self.entry_in(table, address);
         if entry.is_present() {
             self.set_entry(table, address, Entry::EMPTY);
             self.frames.unmap(entry.frame());
@@ -139,11 +146,14 @@ impl<M: Machine> Kernel<M> {
 
     fn protect_page(&mut self, me: Frame, root: Frame, address: u64, slot: u8, access: Access) -> Result<(), Error> {
         let table = self.leaf_table(root, address).ok_or(Error::NoTable)?;
-        let entry = self.entry(root, address);
+        let entry = self.entry_in(table, address);
         if !entry.is_present() {
             return Err(Error::NotPresent);
         }
-        let device = self.may_map(me, slot, entry.frame(), access)?;
+        let device = self.may_map(me, slot, entry.frame(), 1, access)?;
+        if !self.is_as_said(entry.frame(), device) {
+            return Err(Error::Denied);
+        }
         self.set_entry(table, address, Entry::page(entry.frame(), access, device));
         Ok(())
     }

@@ -163,9 +163,15 @@ impl<M: Machine> Kernel<M> {
     #[inline]
     pub(crate) fn entry(&self, root: Frame, address: u64) -> Entry {
         match self.leaf_table(root, address) {
-            Some(table) => self.machine.table(table)[index(address, 1)],
+            Some(table) => self.entry_in(table, address),
             None => Entry::EMPTY,
         }
+    }
+
+    /// The entry for `address` in the table `leaf`.
+    #[inline]
+    pub(crate) fn entry_in(&self, leaf: Frame, address: u64) -> Entry {
+        self.machine.table(leaf)[index(address, 1)]
     }
 
     /// Writes the entry for `address` in the table `leaf`.

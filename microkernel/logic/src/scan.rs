@@ -45,7 +45,7 @@ impl<M: Machine> Kernel<M> {
 
     fn scan_page(&mut self, root: Frame, address: u64, action: Scan, loaded: bool) -> PageState {
         let Some(table) = self.leaf_table(root, address) else { return PageState::empty() };
-        let entry = self.entry(root, address);
+        let entry = self.entry_in(table, address);
         if !entry.is_present() {
             return PageState::empty();
         }

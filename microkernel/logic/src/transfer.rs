@@ -3,7 +3,7 @@
 //! This takes the place of shared mappings on the data path: a packet goes once from the sender's window
 //! to the receiver's, and swapping a VM out never has to hunt down other people's mappings.
 
-use crate::{Frame, Kernel, Machine, frames::FrameKind, kernel::Outcome, paging::UserRange};
+use crate::{Frame, Kernel, Machine, frames::FrameKind, kernel::Outcome, paging::UserRange, records::Records};
 use core::mem::offset_of;
 use protocol::{
     abi::{Error, Lend, Target, TargetKind},
@@ -38,13 +38,13 @@ impl<M: Machine> Kernel<M> {
             return Err(Error::BadArgument.into());
         }
         self.probe_user(root, UserRange::records::<TransferOperation>(address, count)?, true)?;
+        let mut records = Records::new(root);
         let mut left = CALL_BYTES;
         let mut looked_at = 0;
         while looked_at < count {
             let at = address + looked_at * size_of::<TransferOperation>() as u64;
-            let mut bytes = [0; size_of::<TransferOperation>()];
-            self.read_user(root, UserRange::records::<TransferOperation>(at, 1)?, &mut bytes)?;
-            let operation = operation_from(&bytes);
+            let record = self.record(&mut records, at)?;
+            let operation = operation_from(&record.bytes);
             if looked_at > 0 && u64::from(operation.length) > left {
                 break;
             }
@@ -52,8 +52,11 @@ impl<M: Machine> Kernel<M> {
             let mut done = 0;
             let status = self.copy(me, &operation, &mut done).map_or_else(|error| error as u32, |()| 0);
             let result = u64::from(status) | u64::from(done) << 32;
-            let field = at + offset_of!(TransferOperation, status) as u64;
-            self.write_user(root, UserRange::new(field, 8)?, &result.to_le_bytes())?;
+            let field = offset_of!(TransferOperation, status) as u64;
+            match record.physical {
+                Some(physical) => self.machine.write(physical + field, &result.to_le_bytes()),
+                None => self.write_user(root, UserRange::new(at + field, 8)?, &result.to_le_bytes())?,
+            }
             looked_at += 1;
         }
         self.machine.block_mut(me).registers.rdi = looked_at;
