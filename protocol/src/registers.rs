@@ -27,7 +27,7 @@ pub struct DiskRegister {
 pub const DISK_READ_ONLY: u64 = 1;
 
 /// The page. `kernel → VM` and so on say who writes a register.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C, align(4096))]
 pub struct RegisterPage {
     // -- the kernel's part: 128 bytes --

@@ -1,7 +1,7 @@
 //! The console server: the machine's serial line, shared by servers, VMs and the operator.
 
 use super::{Service, VmNumber, VmRef};
-use alloc::string::String;
+use alloc::{string::String, vec::Vec};
 use postcard_schema::Schema;
 use serde::{Deserialize, Serialize};
 
@@ -10,6 +10,19 @@ pub const TEXT_MAX: usize = 1024;
 
 /// The console service.
 pub struct Console;
+
+/// A VM's console: its output is printed with `name` before each line.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, Schema)]
+pub struct Attachment<'a> {
+    /// The VM.
+    pub vm: VmNumber,
+    /// Where it is now; [`VmRef::NOWHERE`] if it has not run yet, or does not exist yet.
+    pub at: VmRef,
+    /// Its name.
+    pub name: &'a str,
+    /// Address of its console page.
+    pub page: u64,
+}
 
 /// What a client asks of the console.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, Schema)]
@@ -20,17 +33,9 @@ pub enum Request<'a> {
     Write(&'a str),
     /// Waits for a line typed by the operator. Only one client can wait at a time.
     ReadLine,
-    /// A VM has a console: its output is printed with `name` before each line. From the loader.
-    Attach {
-        /// The VM.
-        vm: VmNumber,
-        /// Where it is now.
-        at: VmRef,
-        /// Its name.
-        name: &'a str,
-        /// Address of its console page.
-        page: u64,
-    },
+    /// VMs have consoles, as many as fit into a message. From the loader; answered `Attached`.
+    #[serde(borrow)]
+    Attach(Vec<Attachment<'a>>),
     /// The VM is no more.
     Detach(VmNumber),
 }
@@ -46,6 +51,15 @@ pub enum Response {
     Taken,
     /// The text is too long.
     TooLong,
+    /// What became of each console that was asked for, in order.
+    Attached(Vec<Attached>),
+}
+
+/// What became of a console.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, Schema)]
+pub enum Attached {
+    /// The VM has it.
+    Done,
     /// No room for another VM.
     Full,
     /// The page is none that a VM can have.

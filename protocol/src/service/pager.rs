@@ -57,7 +57,7 @@ pub enum Request {
     },
     /// Forgets an image, or a template, once no VM uses it.
     DropImage(ImageNumber),
-    /// Creates a VM, stopped, with all the swap space that it can ever need. The caller lends one page: the contents of its virtual
+    /// Creates a VM with all the swap space that it can ever need. The caller lends one page: the contents of its virtual
     /// register page. From a template it makes a clone: memory and windows must be those of the template, the kernel's part of the register page is the
     /// template's, and line [`crate::domain::line::CLONE`] is pending.
     Create {
@@ -71,6 +71,8 @@ pub enum Request {
         entry: u64,
         /// Windows of NIC, disk and console: address and bytes.
         windows: [(u64, u64); 3],
+        /// Whether it is started at once, as by [`Request::Start`]; else it is stopped.
+        start: bool,
     },
     /// Starts a VM, or lets it go on after `ready`; so a clone too.
     Start(VmNumber),

@@ -22,7 +22,7 @@ use protocol::{
     manifest::{Resource, StartupResource},
     service::{
         VmRef,
-        console::{Console as ConsoleService, Request, Response, TEXT_MAX},
+        console::{Attached, Attachment, Console as ConsoleService, Request, Response, TEXT_MAX},
         platform::{self, Platform},
     },
     text::{CONSOLE_INDICES, OUTPUT, OUTPUT_RING},
@@ -238,6 +238,20 @@ impl Server {
     }
 
     /// Takes the doorbells that VMs rang.
+    fn attach(&mut self, vm: &Attachment<'_>) -> Attached {
+        match self.console.attach(vm.vm, vm.name, vm.page) {
+            Ok(()) => {
+                // What it has written before this console server knew it. A new VM has not: it will ring.
+                if vm.at != VmRef::NOWHERE {
+                    self.read(Visit::new(vm.vm, vm.at), clock::now());
+                }
+                Attached::Done
+            }
+            Err(Refusal::Full) => Attached::Full,
+            Err(Refusal::BadPage) => Attached::BadPage,
+        }
+    }
+
     fn collect(&mut self) {
         let mut events = [protocol::domain::Event::default(); EVENTS];
         for _ in 0..COLLECTS {
@@ -355,19 +369,7 @@ impl Handler<ConsoleService> for Server {
                     }
                 },
             },
-            Request::Attach { vm, at, name, page } => {
-                Answer::Now(match self.console.attach(vm, name, page) {
-                    Ok(()) => {
-                        // What it has written before this console server knew it. The page of a new VM is not in memory yet: it will ring.
-                        if at != VmRef::NOWHERE {
-                            self.read(Visit::new(vm, at), clock::now());
-                        }
-                        Response::Done
-                    }
-                    Err(Refusal::Full) => Response::Full,
-                    Err(Refusal::BadPage) => Response::BadPage,
-                })
-            }
+            Request::Attach(vms) => Answer::Now(Response::Attached(vms.iter().map(|vm| self.attach(vm)).collect())),
             Request::Detach(vm) => {
                 // Its last words may still be in its page: it has rung for them.
                 self.collect();

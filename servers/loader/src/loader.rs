@@ -15,6 +15,7 @@ use crate::{
 };
 use alloc::{
     borrow::ToOwned,
+    boxed::Box,
     collections::BTreeMap,
     format,
     rc::Rc,
@@ -25,6 +26,7 @@ use entropy::Random;
 use protocol::{
     abi::Error,
     manifest::VmTable,
+    registers::RegisterPage,
     service::{
         VmNumber, VmRef, console,
         pager::{self, ImageNumber, Stop, VmEntry},
@@ -37,8 +39,10 @@ use server_runtime::CallError;
 const STOPS_AT_ONCE: usize = 32;
 /// Why a VM is no more.
 const STOPPED: &str = "stopped by the operator";
-/// VMs started or ended before requests, or other requests, get their turn.
-const MANY_AT_ONCE: u64 = 16;
+/// VMs started or ended before requests, or other requests, get their turn. All that is said of so many to another server fits into a message.
+const MANY_AT_ONCE: usize = 16;
+/// VMs looked at for that.
+const LOOKS_AT_ONCE: usize = 2048;
 /// A server that the system has not, or that was never started.
 pub(crate) const NO_SUCH_SERVER: CallError = CallError::Kernel(Error::NoCapability);
 /// Times that a call is tried anew after the called server was restarted in the middle of it.
@@ -59,6 +63,8 @@ pub struct Loader<'a> {
     templates: Templates,
     /// Of each run of the manifest, whether its VMs may be clones of each other; `None`: nobody has looked.
     cloneable: Vec<Option<bool>>,
+    /// The virtual register page of the VM that was created last.
+    page: Option<Box<RegisterPage>>,
     /// What is left of starting all VMs.
     starting: Option<start::Starting>,
     /// Where in the pager's list of VMs the next one stands that gets back what it has lost; `None`: all have.
@@ -79,6 +85,7 @@ impl<'a> Loader<'a> {
             guests: BTreeMap::new(),
             templates: Templates::new(incarnation),
             cloneable: Vec::new(),
+            page: None,
             starting: None,
             attaching: None,
         }

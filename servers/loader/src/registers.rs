@@ -1,6 +1,5 @@
 //! The virtual register page of a new VM.
 
-use alloc::boxed::Box;
 use protocol::{
     ARCHITECTURE_VERSION,
     disk::DISKS,
@@ -40,10 +39,10 @@ pub struct Own {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct TooLong;
 
-/// The page of the VM `vm`.
-pub fn build(machine: &Machine, vm: &Vm, own: &Own) -> Result<Box<RegisterPage>, TooLong> {
-    let mut page = Box::new(RegisterPage::ZERO);
+/// Makes a page, in which another VM's may stand, that of the VM `vm`.
+pub fn build(page: &mut RegisterPage, machine: &Machine, vm: &Vm, own: &Own) -> Result<(), TooLong> {
     page.version = ARCHITECTURE_VERSION;
+    page.clone_generation = 0;
     page.vm = own.number;
     page.memory = own.memory;
     page.tsc_base = machine.tsc_base;
@@ -53,22 +52,22 @@ pub fn build(machine: &Machine, vm: &Vm, own: &Own) -> Result<Box<RegisterPage>,
     page.seed = own.seed;
     page.disks = own.disks;
     page.mac = vm.mac;
-    if vm.address != [0; 4] {
-        page.prefix = machine.network.prefix;
-        page.address = vm.address;
-        page.gateway = machine.network.gateway;
-        page.name_server = machine.network.name_server;
-    }
-    page.name_length = put::<NAME>(&mut page.name, &vm.name)?;
-    page.arguments_length = put::<ARGUMENTS>(&mut page.arguments, &vm.arguments)?;
-    Ok(page)
+    let network = if vm.address == [0; 4] { &Network::default() } else { &machine.network };
+    page.prefix = network.prefix;
+    page.address = vm.address;
+    page.gateway = network.gateway;
+    page.name_server = network.name_server;
+    put::<NAME>(&mut page.name, &mut page.name_length, &vm.name)?;
+    put::<ARGUMENTS>(&mut page.arguments, &mut page.arguments_length, &vm.arguments)
 }
 
-/// Copies a text to the beginning of `to`; its length.
-fn put<const N: usize>(to: &mut [u8; N], text: &str) -> Result<u16, TooLong> {
-    let place = to.get_mut(..text.len()).ok_or(TooLong)?;
-    place.copy_from_slice(text.as_bytes());
-    u16::try_from(text.len()).map_err(|_| TooLong)
+/// Puts a text in the place of the one that stands in `to`.
+fn put<const N: usize>(to: &mut [u8; N], length: &mut u16, text: &str) -> Result<(), TooLong> {
+    to.get_mut(..usize::from(*length)).ok_or(TooLong)?.fill(0);
+    *length = 0;
+    to.get_mut(..text.len()).ok_or(TooLong)?.copy_from_slice(text.as_bytes());
+    *length = u16::try_from(text.len()).map_err(|_| TooLong)?;
+    Ok(())
 }
 
 #[cfg(test)]
@@ -100,9 +99,32 @@ mod tests {
     const OWN: Own = Own { number: 3, memory: 1 << 20, created: 55, seed: [6; 32], disks: [DISK; DISKS] };
     const DISK: DiskRegister = DiskRegister { blocks: 4096, flags: 1 };
 
+    fn page_of(vm: &Vm) -> Result<RegisterPage, TooLong> {
+        let mut page = RegisterPage::ZERO;
+        build(&mut page, &MACHINE, vm, &OWN).map(|()| page)
+    }
+
+    #[test]
+    fn nothing_of_the_vm_before_is_left() {
+        let long = Vm { name: "a-longer-name".to_string(), arguments: "secret=yes more".to_string(), ..vm() };
+        let none = Vm { address: [0; 4], arguments: String::new(), name: "x".to_string(), ..vm() };
+        for next in [vm(), none] {
+            let mut page = RegisterPage { clone_generation: 7, ..page_of(&long).unwrap() };
+            let own = Own { seed: [9; 32], number: 77, ..OWN };
+            build(&mut page, &MACHINE, &long, &own).unwrap();
+            build(&mut page, &MACHINE, &next, &OWN).unwrap();
+            assert!(page == page_of(&next).unwrap());
+            // Nor after one that was refused.
+            let long = Vm { arguments: String::from_utf8(std::vec![b'a'; ARGUMENTS + 1]).unwrap(), ..vm() };
+            assert!(build(&mut page, &MACHINE, &long, &own).is_err());
+            build(&mut page, &MACHINE, &next, &OWN).unwrap();
+            assert!(page == page_of(&next).unwrap());
+        }
+    }
+
     #[test]
     fn says_who_the_vm_is() {
-        let page = build(&MACHINE, &vm(), &OWN).unwrap();
+        let page = page_of(&vm()).unwrap();
         assert_eq!((page.version, page.vm, page.memory, page.created), (ARCHITECTURE_VERSION, 3, 1 << 20, 55));
         assert_eq!((page.tsc_base, page.tsc_multiplier, page.wall_clock), (7, 8, 9));
         assert_eq!((page.mac, page.address, page.prefix), ([2, 0, 0, 0, 0, 1], [10, 0, 2, 15], 24));
@@ -115,16 +137,16 @@ mod tests {
 
     #[test]
     fn a_vm_without_address_has_no_network() {
-        let page = build(&MACHINE, &Vm { address: [0; 4], ..vm() }, &OWN).unwrap();
+        let page = page_of(&Vm { address: [0; 4], ..vm() }).unwrap();
         assert_eq!((page.prefix, page.gateway, page.name_server), (0, [0; 4], [0; 4]));
     }
 
     #[test]
     fn long_texts_are_refused() {
         let text = |length| String::from_utf8(std::vec![b'a'; length]).unwrap();
-        assert!(build(&MACHINE, &Vm { name: text(NAME), ..vm() }, &OWN).is_ok());
-        assert!(build(&MACHINE, &Vm { name: text(NAME + 1), ..vm() }, &OWN).is_err());
-        assert!(build(&MACHINE, &Vm { arguments: text(ARGUMENTS), ..vm() }, &OWN).is_ok());
-        assert!(build(&MACHINE, &Vm { arguments: text(ARGUMENTS + 1), ..vm() }, &OWN).is_err());
+        assert!(page_of(&Vm { name: text(NAME), ..vm() }).is_ok());
+        assert!(page_of(&Vm { name: text(NAME + 1), ..vm() }).is_err());
+        assert!(page_of(&Vm { arguments: text(ARGUMENTS), ..vm() }).is_ok());
+        assert!(page_of(&Vm { arguments: text(ARGUMENTS + 1), ..vm() }).is_err());
     }
 }

@@ -67,6 +67,11 @@ impl Templates {
         }
     }
 
+    /// Whether the next VM of a kind is one that others wait for: the first, or the first clone.
+    pub fn is_new(&self, kind: Kind) -> bool {
+        matches!(self.kinds.get(&kind), None | Some(Template::Made { until: None, .. }))
+    }
+
     /// A VM of a kind was started on its own: if it is the first, it is to say `ready`.
     pub fn started(&mut self, kind: Kind, vm: VmNumber, now: u64) {
         self.kinds.entry(kind).or_insert(Template::Awaited { vm, until: now.saturating_add(PATIENCE) });

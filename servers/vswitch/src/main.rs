@@ -14,7 +14,7 @@ use protocol::{
     service::{
         VmRef,
         net_driver::{self, NetDriver},
-        switch::{Request, Response, Switch as SwitchService},
+        switch::{Attached, Attachment, Request, Response, Switch as SwitchService},
     },
 };
 use server_runtime::{Answer, Caller, Client, Handler, Startup, clock, hypercall, memory, pool::Pool};
@@ -168,6 +168,22 @@ impl Server {
         }
     }
 
+    fn attach(&mut self, port: Attachment) -> Attached {
+        let Attachment { vm, at, mac, address, queue, length } = port;
+        match Window::new(queue, length).map(|window| self.switch.attach(vm, at, mac, address, window)) {
+            Some(Ok(())) => {
+                // It may have filled its queue before. A VM that is nowhere has not.
+                if at != VmRef::NOWHERE {
+                    self.again = 0;
+                }
+                Attached::Done
+            }
+            Some(Err(Refusal::Clash)) => Attached::Clash,
+            Some(Err(Refusal::Full)) => Attached::Full,
+            None => Attached::BadWindow,
+        }
+    }
+
     /// Serves the VMs, if there is time for them. Returns whether there may be more to do.
     fn serve(&mut self) -> bool {
         let begin = clock::now();
@@ -210,20 +226,7 @@ impl Server {
 impl Handler<SwitchService> for Server {
     fn request(&mut self, _: Caller, request: Request) -> Answer<Response> {
         let response = match request {
-            Request::Attach { vm, at, mac, address, queue, length } => {
-                match Window::new(queue, length).map(|window| self.switch.attach(vm, at, mac, address, window)) {
-                    Some(Ok(())) => {
-                        // It may have filled its queue before. A VM that is nowhere has not.
-                        if at != VmRef::NOWHERE {
-                            self.again = 0;
-                        }
-                        Response::Done
-                    }
-                    Some(Err(Refusal::Clash)) => Response::Clash,
-                    Some(Err(Refusal::Full)) => Response::Full,
-                    None => Response::BadWindow,
-                }
-            }
+            Request::Attach(ports) => Response::Attached(ports.into_iter().map(|port| self.attach(port)).collect()),
             Request::Detach(vm) if self.switch.detach(vm) => Response::Done,
             Request::Detach(_) => Response::NotFound,
             Request::IsAttached(vm) if self.switch.is_attached(vm) => Response::Done,

@@ -2,53 +2,97 @@
 
 use super::{Loader, NO_SUCH_SERVER, again, unexpected};
 use crate::{disks, guest::Guest, peers::Peers};
-use alloc::{borrow::ToOwned, string::String};
+use alloc::{borrow::ToOwned, format, string::String, vec::Vec};
 use protocol::{
     manifest::Vm,
     service::{VmNumber, VmRef, console, switch},
 };
 
-impl Loader<'_> {
-    /// Gives a VM its disks, its port at the switch and its console. A switch or console that is gone is no reason to refuse the VM: it is
-    /// attached when the server is back. Without its disks a VM is not started.
-    pub(super) fn attach(
-        peers: &mut impl Peers,
-        vm: &Vm,
-        guest: &Guest,
-        number: VmNumber,
-        at: VmRef,
-    ) -> Result<(), String> {
-        disks::attach(peers, vm, guest, number, at)?;
-        // There is nothing to take in the queues of a VM that has not run: it rings when there is.
-        Self::attach_nic(peers, vm, guest, number, VmRef::NOWHERE)?;
-        Self::attach_console(peers, &vm.name, guest, number, VmRef::NOWHERE);
-        Ok(())
-    }
+/// Bytes of a name that the console is told: more than it prints.
+const CONSOLE_NAME: usize = 64;
 
-    fn attach_nic(peers: &mut impl Peers, vm: &Vm, guest: &Guest, number: VmNumber, at: VmRef) -> Result<(), String> {
-        if let Some((queue, length)) = guest.nic() {
-            let request = switch::Request::Attach { vm: number, at, mac: vm.mac, address: vm.address, queue, length };
-            match again(|| peers.switch(&request)) {
-                Ok(switch::Response::Done) => {}
-                Ok(switch::Response::Clash) => {
-                    return Err("its MAC or IP address belongs to another VM".to_owned());
+/// A VM that gets a port and a console.
+#[derive(Clone, Copy)]
+pub(super) struct Attaching<'a> {
+    pub vm: &'a Vm,
+    pub guest: &'a Guest,
+    pub number: VmNumber,
+    /// Where it is.
+    pub at: VmRef,
+}
+
+impl Loader<'_> {
+    /// Gives VMs their ports at the switch. Of each, why it cannot have one; a switch that is gone is no reason to refuse a VM: it is
+    /// attached when the server is back.
+    pub(super) fn attach_nics(peers: &mut impl Peers, vms: &[Attaching]) -> Vec<Option<String>> {
+        let mut refused: Vec<_> = vms.iter().map(|_| None).collect();
+        let with: Vec<_> = vms.iter().zip(&mut refused).filter(|(vm, _)| vm.guest.nic().is_some()).collect();
+        let port = |Attaching { vm, guest, number, at }: &Attaching| {
+            let (queue, length) = guest.nic().unwrap_or_default();
+            switch::Attachment { vm: *number, at: *at, mac: vm.mac, address: vm.address, queue, length }
+        };
+        let ports: Vec<_> = with.iter().map(|(vm, _)| port(vm)).collect();
+        if ports.is_empty() {
+            return refused;
+        }
+        let request = switch::Request::Attach(ports);
+        match again(|| peers.switch(&request)) {
+            Ok(switch::Response::Attached(attached)) if attached.len() == with.len() => {
+                for ((vm, refused), attached) in with.into_iter().zip(attached) {
+                    match attached {
+                        switch::Attached::Done => {}
+                        switch::Attached::Clash => {
+                            *refused = Some("its MAC or IP address belongs to another VM".to_owned());
+                        }
+                        switch::Attached::Full => *refused = Some("the switch has no port left".to_owned()),
+                        switch::Attached::BadWindow => {
+                            peers.log(format_args!("vm {} has no network: the switch refuses its window", vm.vm.name));
+                        }
+                    }
                 }
-                Ok(switch::Response::Full) => return Err("the switch has no port left".to_owned()),
-                Err(NO_SUCH_SERVER) => peers.log(format_args!("vm {} has no network: there is no switch", vm.name)),
-                other => peers.log(format_args!("vm {} has no network now: {}", vm.name, unexpected(other))),
+            }
+            other => {
+                let why = match other {
+                    Err(NO_SUCH_SERVER) => "network: there is no switch".to_owned(),
+                    other => format!("network now: {}", unexpected(other)),
+                };
+                with.iter().for_each(|(vm, _)| peers.log(format_args!("vm {} has no {why}", vm.vm.name)));
             }
         }
-        Ok(())
+        refused
     }
 
-    fn attach_console(peers: &mut impl Peers, name: &str, guest: &Guest, vm: VmNumber, at: VmRef) {
-        let Some(page) = guest.console() else { return };
-        match again(|| peers.console(&console::Request::Attach { vm, at, name, page })) {
-            Ok(console::Response::Done) => {}
+    /// Gives VMs their consoles. Without one a VM is started all the same.
+    pub(super) fn attach_consoles(peers: &mut impl Peers, vms: &[Attaching]) {
+        let with = || vms.iter().filter_map(|vm| Some((vm, vm.guest.console()?)));
+        let consoles: Vec<_> = with()
+            .map(|(vm, page)| {
+                // The console takes no more of a name.
+                let name = vm.vm.name.get(..vm.vm.name.floor_char_boundary(CONSOLE_NAME)).unwrap_or_default();
+                console::Attachment { vm: vm.number, at: vm.at, name, page }
+            })
+            .collect();
+        if consoles.is_empty() {
+            return;
+        }
+        let request = console::Request::Attach(consoles);
+        match again(|| peers.console(&request)) {
+            Ok(console::Response::Attached(attached)) => {
+                for ((vm, _), attached) in with().zip(attached) {
+                    let why = match attached {
+                        console::Attached::Done => continue,
+                        console::Attached::Full => "no room for another",
+                        console::Attached::BadPage => "the console refuses its page",
+                    };
+                    peers.log(format_args!("vm {} has no console: {why}", vm.vm.name));
+                }
+            }
             // Nobody can be told then.
             Err(NO_SUCH_SERVER) => {}
-            Ok(console::Response::Full) => peers.log(format_args!("vm {name} has no console: no room for another")),
-            other => peers.log(format_args!("vm {name} has no console now: {}", unexpected(other))),
+            other => {
+                let why = unexpected(other);
+                with().for_each(|(vm, _)| peers.log(format_args!("vm {} has no console now: {why}", vm.vm.name)));
+            }
         }
     }
 
@@ -61,7 +105,8 @@ impl Loader<'_> {
                 again(|| peers.switch(&switch::Request::IsAttached(number))),
                 Ok(switch::Response::Done) | Err(NO_SUCH_SERVER)
             );
-        if lost && let Err(reason) = Self::attach_nic(peers, &vm, &guest, number, at) {
+        let attaching = [Attaching { vm: &vm, guest: &guest, number, at }];
+        if lost && let Some(Some(reason)) = Self::attach_nics(peers, &attaching).pop() {
             peers.log(format_args!("vm {} has no network now: {reason}", vm.name));
         }
         if disks::are_lost(peers, &vm, &guest, number)
@@ -70,7 +115,7 @@ impl Loader<'_> {
             peers.log(format_args!("vm {} has no disks now: {reason}", vm.name));
         }
         // The console takes it in the place of the one before.
-        Self::attach_console(peers, &vm.name, &guest, number, at);
+        Self::attach_consoles(peers, &attaching);
     }
 
     /// A server was restarted: all VMs get back what they have lost there, bit by bit ([`Loader::attach_some`]).

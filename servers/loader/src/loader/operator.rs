@@ -1,6 +1,6 @@
 //! What the operator asks for.
 
-use super::{Loader, MANY_AT_ONCE, STOPPED, unexpected};
+use super::{LOOKS_AT_ONCE, Loader, MANY_AT_ONCE, STOPPED, unexpected};
 use crate::{
     peers::{Lent, Peers},
     table::State,
@@ -15,8 +15,6 @@ use protocol::{
     },
 };
 
-/// VMs looked at for one request about many.
-const LOOKS_AT_ONCE: usize = 2048;
 /// Bytes of a list that an answer has room for; a message has 4,096.
 const LIST_BYTES: usize = 3500;
 /// Upper bound of the numbers in an entry of a list, encoded, besides its texts.
@@ -80,26 +78,25 @@ impl Loader<'_> {
     /// Starts or ends VMs whose names begin so. Of each that is ended there is no line in the log: the operator wants all.
     fn many(&mut self, peers: &mut impl Peers, prefix: &str, from: u64, start: bool) -> Response {
         let from = usize::try_from(from).unwrap_or(usize::MAX).min(self.table.len());
-        let (mut done, mut refused) = (0, 0);
+        let (mut batch, mut done, mut next) = (Vec::new(), 0, None);
         for index in from..self.table.len() {
-            if done + refused >= MANY_AT_ONCE || index - from >= LOOKS_AT_ONCE {
-                return Response::Many { done, refused, next: Some(index as u64) };
+            if batch.len() + done >= MANY_AT_ONCE || index - from >= LOOKS_AT_ONCE {
+                next = Some(index as u64);
+                break;
             }
             let running = self.table.running(index);
             if running.is_some() == start || !self.name(index).starts_with(prefix) {
                 continue;
             }
             if start {
-                match self.start(peers, index) {
-                    Ok(()) => done += 1,
-                    Err(_) => refused += 1,
-                }
+                batch.push(index);
             } else if let Some(vm) = self.table.set_stopped(index, STOPPED.to_owned()) {
                 self.end(peers, index, vm);
                 done += 1;
             }
         }
-        Response::Many { done, refused, next: None }
+        let refused = self.start_batch(peers, &batch).len();
+        Response::Many { done: (done + batch.len() - refused) as u64, refused: refused as u64, next }
     }
 
     /// VMs by number of their entry: `from` is 0 or what the answer before said.

@@ -1,6 +1,6 @@
 //! Starting VMs: from their images, or as clones of one that is ready.
 
-use super::{Loader, MANY_AT_ONCE, unexpected};
+use super::{LOOKS_AT_ONCE, Loader, MANY_AT_ONCE, attach::Attaching, unexpected};
 use crate::{
     disks,
     guest::{Guest, Refused},
@@ -10,9 +10,11 @@ use crate::{
 };
 use alloc::{
     borrow::ToOwned,
+    boxed::Box,
     format,
     rc::Rc,
     string::{String, ToString},
+    vec::Vec,
 };
 use protocol::{
     abi::NEVER,
@@ -35,6 +37,16 @@ pub(super) struct Starting {
     at: u64,
 }
 
+/// A VM that is to be created.
+struct New {
+    /// Its entry.
+    index: usize,
+    vm: Vm,
+    guest: Rc<Guest>,
+    number: VmNumber,
+    own: Own,
+}
+
 /// Why the pager has not created a VM.
 enum NotCreated {
     /// It knows no such image.
@@ -55,27 +67,39 @@ impl Loader<'_> {
     /// started is reported; the others go on. When to go on, in nanoseconds since kernel entry; `None`: all are started.
     pub fn start_some(&mut self, peers: &mut impl Peers) -> Option<u64> {
         let mut starting = self.starting?;
-        for _ in 0..MANY_AT_ONCE {
-            if starting.next >= self.table.len() {
-                let started = self.table.len() - starting.refused;
-                let took = peers.now().saturating_sub(starting.begun) / 1_000_000;
-                peers.log(format_args!("{started} VMs started, {} refused, in {took} ms", starting.refused));
-                self.starting = None;
-                return None;
+        starting.at = 0;
+        let mut batch = Vec::with_capacity(MANY_AT_ONCE);
+        for _ in 0..LOOKS_AT_ONCE {
+            if batch.len() == MANY_AT_ONCE || starting.next >= self.table.len() {
+                break;
             }
             // The operator may have been there before.
             if self.table.running(starting.next).is_none() {
-                let awaited = self.kind(starting.next).and_then(|kind| self.templates.waits_until(kind));
-                starting.at = awaited.unwrap_or(0);
-                if starting.at > peers.now() {
+                let kind = self.kind(starting.next);
+                let awaited = kind.and_then(|kind| self.templates.waits_until(kind)).unwrap_or(0);
+                if awaited > peers.now() {
+                    starting.at = awaited;
                     break;
                 }
-                starting.refused += usize::from(self.start(peers, starting.next).is_err());
+                batch.push(starting.next);
+                if kind.is_some_and(|kind| self.templates.is_new(kind)) {
+                    // Those behind it wait for it.
+                    starting.next += 1;
+                    break;
+                }
             }
-            (starting.next, starting.at) = (starting.next + 1, 0);
+            starting.next += 1;
         }
-        self.starting = Some(starting);
-        Some(starting.at)
+        starting.refused += self.start_batch(peers, &batch).len();
+        if starting.next < self.table.len() {
+            self.starting = Some(starting);
+            return Some(starting.at);
+        }
+        let started = self.table.len() - starting.refused;
+        let took = peers.now().saturating_sub(starting.begun) / 1_000_000;
+        peers.log(format_args!("{started} VMs started, {} refused, in {took} ms", starting.refused));
+        self.starting = None;
+        None
     }
 
     /// When [`Loader::start_some`] is to go on, in nanoseconds since kernel entry.
@@ -113,16 +137,44 @@ impl Loader<'_> {
 
     /// Creates and starts the VM of an entry; why not, if not.
     pub(super) fn start(&mut self, peers: &mut impl Peers, index: usize) -> Result<(), String> {
-        let result = self.try_start(peers, index);
-        if let Err(reason) = &result {
-            let name = self.name(index);
-            peers.log(format_args!("vm {name} refused: {reason}"));
-            self.table.set_stopped(index, format!("refused: {reason}"));
-        }
-        result
+        self.start_batch(peers, &[index]).pop().map_or(Ok(()), Err)
     }
 
-    fn try_start(&mut self, peers: &mut impl Peers, index: usize) -> Result<(), String> {
+    /// Creates and starts the VMs of entries, which get their ports and their consoles before, all together: so they can run as soon as they are there. Why
+    /// not, of those for which it fails.
+    pub(super) fn start_batch(&mut self, peers: &mut impl Peers, indices: &[usize]) -> Vec<String> {
+        let (mut reasons, mut batch) = (Vec::new(), Vec::with_capacity(indices.len()));
+        for index in indices {
+            match self.prepare(peers, *index) {
+                Ok(new) => batch.push(new),
+                Err(reason) => reasons.push(self.refuse(peers, *index, reason)),
+            }
+        }
+        let attaching: Vec<_> = batch
+            .iter()
+            .map(|new| Attaching { vm: &new.vm, guest: &new.guest, number: new.number, at: VmRef::NOWHERE })
+            .collect();
+        let refused = Self::attach_nics(peers, &attaching);
+        Self::attach_consoles(peers, &attaching);
+        for (new, refused) in batch.iter().zip(refused) {
+            if let Err(reason) = refused.map_or(Ok(()), Err).and_then(|()| self.create_new(peers, new)) {
+                self.end(peers, new.index, new.number);
+                reasons.push(self.refuse(peers, new.index, reason));
+            }
+        }
+        reasons
+    }
+
+    /// Notes and says why a VM was not started.
+    fn refuse(&mut self, peers: &mut impl Peers, index: usize, reason: String) -> String {
+        let name = self.name(index);
+        peers.log(format_args!("vm {name} refused: {reason}"));
+        self.table.set_stopped(index, format!("refused: {reason}"));
+        reason
+    }
+
+    /// Finds what the VM of an entry is made from.
+    fn prepare(&mut self, peers: &mut impl Peers, index: usize) -> Result<New, String> {
         let begun = peers.now();
         let vm = self.vms.get(index).ok_or("no such VM")?;
         let guest = self.guest(&vm).map_err(|reason| reason.to_string())?;
@@ -131,29 +183,38 @@ impl Loader<'_> {
         }
         let disks = disks::registers(peers, &vm)?;
         let number = self.table.number(index).ok_or("it was started too often: no number is left")?;
-        let seed = self.random.seed();
-        let own = Own { number, memory: guest.memory, created: begun, seed, disks };
-        let mut page =
-            registers::build(&self.machine, &vm, &own).map_err(|_| "its name or its arguments are too long")?;
-        let kind = self.kind(index);
-        let cloned = match kind {
-            Some(kind) => self.clone_of_kind(peers, kind, number, &guest, &mut page)?,
-            None => None,
-        };
-        let created = match cloned {
-            Some(created) => created,
-            None => self.create_from_image(peers, number, &vm, &guest, &page)?,
-        };
-        self.table.set_running(index, number);
-        if let (None, Some(kind)) = (cloned, kind) {
-            self.templates.started(kind, number, begun);
-        }
-        let ready = Self::attach(peers, &vm, &guest, number, created).and_then(|()| self.let_run(peers, number));
-        if let Err(reason) = ready {
-            self.end(peers, index, number);
-            return Err(reason);
+        let own = Own { number, memory: guest.memory, created: begun, seed: self.random.seed(), disks };
+        Ok(New { index, vm, guest, number, own })
+    }
+
+    /// Creates a VM that has its port and its console, and lets it run.
+    fn create_new(&mut self, peers: &mut impl Peers, new: &New) -> Result<(), String> {
+        let mut page = core::mem::take(&mut self.page).unwrap_or_else(|| Box::new(RegisterPage::ZERO));
+        let created = self.create_with(peers, new, &mut page);
+        self.page = Some(page);
+        let created = created?;
+        self.table.set_running(new.index, new.number);
+        if !new.vm.disks.is_empty() {
+            disks::attach(peers, &new.vm, &new.guest, new.number, created)?;
+            self.let_run(peers, new.number)?;
         }
         Ok(())
+    }
+
+    fn create_with(&mut self, peers: &mut impl Peers, new: &New, page: &mut RegisterPage) -> Result<VmRef, String> {
+        let built = registers::build(page, &self.machine, &new.vm, &new.own);
+        built.map_err(|_| "its name or its arguments are too long")?;
+        let kind = self.kind(new.index);
+        if let Some(kind) = kind
+            && let Some(created) = self.clone_of_kind(peers, kind, new, page)?
+        {
+            return Ok(created);
+        }
+        let created = self.create_from_image(peers, new, page)?;
+        if let Some(kind) = kind {
+            self.templates.started(kind, new.number, new.own.created);
+        }
+        Ok(created)
     }
 
     /// A clone of the template of a kind; `None`: there is no template, or none that the pager makes clones of.
@@ -161,13 +222,12 @@ impl Loader<'_> {
         &mut self,
         peers: &mut impl Peers,
         kind: Kind,
-        number: VmNumber,
-        guest: &Guest,
+        new: &New,
         page: &mut RegisterPage,
     ) -> Result<Option<VmRef>, String> {
         let Some((template, generation)) = self.templates.next_clone(kind, page.created) else { return Ok(None) };
         page.clone_generation = generation;
-        let clone = self.create(peers, number, template, guest, page);
+        let clone = self.create(peers, new, template, page);
         page.clone_generation = 0;
         match clone {
             Ok(created) => Ok(Some(created)),
@@ -186,20 +246,13 @@ impl Loader<'_> {
         }
     }
 
-    fn create_from_image(
-        &mut self,
-        peers: &mut impl Peers,
-        number: VmNumber,
-        vm: &Vm,
-        guest: &Guest,
-        page: &RegisterPage,
-    ) -> Result<VmRef, String> {
+    fn create_from_image(&mut self, peers: &mut impl Peers, new: &New, page: &RegisterPage) -> Result<VmRef, String> {
         for _ in 0..2 {
-            let image = self.image(peers, &vm.image, guest)?;
-            match self.create(peers, number, image, guest, page) {
+            let image = self.image(peers, &new.vm.image, &new.guest)?;
+            match self.create(peers, new, image, page) {
                 Ok(created) => return Ok(created),
                 // An image that no VM used was forgotten when the pager was restarted.
-                Err(NotCreated::NoImage) => drop(self.images.remove(&vm.image)),
+                Err(NotCreated::NoImage) => drop(self.images.remove(&new.vm.image)),
                 Err(NotCreated::Refused(reason) | NotCreated::Unexpected(reason)) => return Err(reason),
             }
         }
@@ -209,13 +262,14 @@ impl Loader<'_> {
     fn create(
         &mut self,
         peers: &mut impl Peers,
-        vm: VmNumber,
+        new: &New,
         image: ImageNumber,
-        guest: &Guest,
         page: &RegisterPage,
     ) -> Result<VmRef, NotCreated> {
-        let Guest { memory, entry, windows, .. } = *guest;
-        let request = pager::Request::Create { vm, image, memory, entry, windows };
+        let Guest { memory, entry, windows, .. } = *new.guest;
+        // Disks are for a VM that is there.
+        let start = new.vm.disks.is_empty();
+        let request = pager::Request::Create { vm: new.number, image, memory, entry, windows, start };
         let answer = self.pager(peers, &request, Lent::Registers(page));
         let too_little = |what| Err(NotCreated::Refused(format!("not enough {what} for its {} KiB", memory / 1024)));
         match answer {

@@ -47,6 +47,10 @@ impl Pager<'_> {
             self.waiting.push_back(creation);
             return None;
         }
+        if creation.start && response.is_ok() {
+            // Whatever keeps it from running stops it, and the loader is told of that.
+            self.start(machine, creation.vm);
+        }
         Some(response.map_or_else(|refusal| refusal, Response::Created))
     }
 

@@ -110,6 +110,8 @@ pub struct Creation {
     pub entry: u64,
     /// Windows.
     pub windows: [(u64, u64); 3],
+    /// Whether it is started at once.
+    pub start: bool,
 }
 
 /// The part of the pager's state that is neither in the frame table nor in the records of VMs, and survives a restart. It lies in a frame
@@ -340,9 +342,9 @@ impl<'a> Pager<'a> {
             },
             Request::MakeTemplate(vm) => self.make_template(machine, vm),
             Request::DropImage(image) => self.drop_image(image),
-            Request::Create { vm, image, memory, entry, windows } => match lent {
+            Request::Create { vm, image, memory, entry, windows, start } => match lent {
                 Some(lent) => {
-                    let creation = Creation { lent, vm, image, memory, entry, windows };
+                    let creation = Creation { lent, vm, image, memory, entry, windows, start };
                     match self.create_or_wait(machine, creation) {
                         Some(response) => response,
                         None => return Outcome::Later,
@@ -468,7 +470,7 @@ impl<'a> Pager<'a> {
         }
     }
 
-    fn start(&mut self, machine: &mut impl Machine, vm: VmNumber) -> Response {
+    pub(super) fn start(&mut self, machine: &mut impl Machine, vm: VmNumber) -> Response {
         let Some(place) = self.vms.find(vm) else { return Response::NotFound };
         let is_clone = self.template_of(place).is_some();
         let Some(found) = self.vms.get_mut(place) else { return Response::NotFound };

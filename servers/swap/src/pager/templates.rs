@@ -270,9 +270,11 @@ impl Pager<'_> {
             Some((_, vm, _)) if vm.state() == State::Created => return false,
             Some((place, vm, at)) if vm.state() == State::Running && vm.swapped == 0 && !vm.is(MOVING) => {
                 let (vm, faults) = (vm.number, vm.faults);
+                // Not yet.
+                if matches!(known, Known::Begin { faults: before, .. } if faults <= before + FAULTS) {
+                    return false;
+                }
                 match (known, machine.usage(at)) {
-                    // Not yet.
-                    (Known::Begin { faults: before, .. }, _) if faults <= before + FAULTS => return false,
                     (_, Ok(usage)) if usage.state != WAITS => return false,
                     (_, Err(_)) => None,
                     (Known::Begin { faults, seen: (switches, since), .. }, Ok(usage)) => {

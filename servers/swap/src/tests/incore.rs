@@ -98,8 +98,15 @@ fn requests_are_checked() {
         World::creation(0, image, MEMORY),
         World::creation(1, image, MEMORY + 1),
         World::creation(1, image, 1 << 60),
-        Request::Create { vm: 1, image, memory: MEMORY, entry: DATA, windows: [(0, 0); 3] },
-        Request::Create { vm: 1, image, memory: MEMORY, entry: CODE, windows: [(SPACE_BASE, PAGE), (0, 0), (0, 0)] },
+        Request::Create { vm: 1, image, memory: MEMORY, entry: DATA, windows: [(0, 0); 3], start: false },
+        Request::Create {
+            vm: 1,
+            image,
+            memory: MEMORY,
+            entry: CODE,
+            windows: [(SPACE_BASE, PAGE), (0, 0), (0, 0)],
+            start: false,
+        },
     ] {
         assert_eq!(world.ask(request), Response::BadArgument);
     }

@@ -209,7 +209,7 @@ impl World {
 
     fn creation(vm: u64, image: u32, memory: u64) -> Request {
         let windows = [(DATA & !4095, 2 * PAGE), (0, 0), (0, 0)];
-        Request::Create { vm, image, memory, entry: CODE + 8, windows }
+        Request::Create { vm, image, memory, entry: CODE + 8, windows, start: false }
     }
 
     fn create(&mut self, vm: u64, image: u32, memory: u64) -> Result<VmRef, Response> {

@@ -163,9 +163,11 @@ fn a_clone_is_like_its_template_or_refused() {
     let template = with_template(&mut world);
     world.model.lent = vec![0x77; PAGE as usize];
     let windows = [(DATA & !4095, 2 * PAGE), (0, 0), (0, 0)];
-    let other = Request::Create { vm: 9, image: template, memory: MEMORY + PAGE, entry: CODE + 8, windows };
+    let other =
+        Request::Create { vm: 9, image: template, memory: MEMORY + PAGE, entry: CODE + 8, windows, start: false };
     assert_eq!(world.ask(other), Response::BadArgument);
-    let other = Request::Create { vm: 9, image: template, memory: MEMORY, entry: CODE + 8, windows: [(0, 0); 3] };
+    let other =
+        Request::Create { vm: 9, image: template, memory: MEMORY, entry: CODE + 8, windows: [(0, 0); 3], start: false };
     assert_eq!(world.ask(other), Response::BadArgument);
 }
 
