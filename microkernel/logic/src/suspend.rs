@@ -120,8 +120,11 @@ impl<M: Machine> Kernel<M> {
         (block.pending, block.trap) = (saved.pending, trap);
         (block.cpu_ticks, block.switches) = (saved.cpu_ticks, saved.switches);
         block.windows = saved.windows.map(|[address, length]| Window { address, length });
-        block.fpu.0 = saved.fpu;
-        block.fpu.make_valid(components);
+        // A domain that has not used it has the initial state, as a new one.
+        if block.flags & FLAG_FPU != 0 {
+            block.fpu.0 = saved.fpu;
+            block.fpu.make_valid(components);
+        }
         block.set_state(State::Held);
         if saved.clock != NEVER {
             self.set_timer_node(frame, CLOCK, saved.clock);

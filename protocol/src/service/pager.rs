@@ -110,6 +110,14 @@ pub enum Request {
     /// where the VM was. Answered `Image`. `NotWhole`: part of it is not in memory, it is too large (more than 1,024 pages of its own, or over 64 MiB apart), or
     /// it is a clone itself. Whatever comes of it, the VM says `ready` once more; but for `BadArgument`: it is not waiting.
     MakeTemplate(VmNumber),
+    /// Makes clones of a template, as by [`Request::Create`], and starts them, one after the other until one cannot be made now. The caller lends a page for
+    /// each: the contents of its virtual register page. Answered `Cloned`; `NotFound`: it is no template.
+    Clone {
+        /// The template.
+        template: ImageNumber,
+        /// The clones' numbers.
+        vms: Vec<VmNumber>,
+    },
 }
 
 /// Why a VM stopped.
@@ -212,6 +220,8 @@ pub enum Response {
     Denied,
     /// The VM is not all in memory, or has too much of it, to be kept as a template.
     NotWhole,
+    /// So many clones were made, the first of those that were asked for.
+    Cloned(u32),
 }
 
 impl Service for Pager {

@@ -26,12 +26,21 @@ struct Kind {
     vms: u32,
 }
 
+impl Kind {
+    /// Whether VMs of this stem and page are of it. One that nobody is of is none.
+    fn is(&self, stem: &str, page: u32) -> bool {
+        self.vms > 0 && self.page == page && self.stem == stem
+    }
+}
+
 /// The kinds that are in use.
 #[derive(Debug, Default)]
 pub struct Kinds {
     kinds: Vec<Kind>,
     by_value: HashTable<u32>,
     free: Vec<u32>,
+    /// That of the VM that was added last: the next one is probably of the same.
+    last: u32,
     hasher: DefaultHashBuilder,
 }
 
@@ -47,13 +56,17 @@ impl Kinds {
             (stem, Some(number)) if number != NO_NUMBER => (stem, number),
             _ => (name, NO_NUMBER),
         };
+        if let Some(last) = self.kinds.get_mut(self.last as usize).filter(|last| last.is(stem, page)) {
+            last.vms += 1;
+            return Name { kind: self.last, number };
+        }
         let hash = self.hasher.hash_one((stem, page));
-        let is_it =
-            |kind: &u32| self.kinds.get(*kind as usize).is_some_and(|kind| kind.stem == stem && kind.page == page);
+        let is_it = |kind: &u32| self.kinds.get(*kind as usize).is_some_and(|kind| kind.is(stem, page));
         if let Some(kind) = self.by_value.find(hash, is_it).copied() {
             if let Some(known) = self.kinds.get_mut(kind as usize) {
                 known.vms += 1;
             }
+            self.last = kind;
             return Name { kind, number };
         }
         let new = Kind { stem: String::from(stem), page, vms: 1 };
@@ -71,6 +84,7 @@ impl Kinds {
         let hash_of =
             |kind: &u32| kinds.get(*kind as usize).map_or(0, |kind| hasher.hash_one((kind.stem.as_str(), kind.page)));
         self.by_value.insert_unique(hash, kind, hash_of);
+        self.last = kind;
         Name { kind, number }
     }
 

@@ -9,6 +9,12 @@ const TAB: &str = "    ";
 
 /// Appends one line of text, harmless, to `out`. Bytes that are not UTF-8 become U+FFFD.
 pub fn sanitise(bytes: &[u8], out: &mut String) {
+    // Nearly all text.
+    if bytes.iter().all(|byte| matches!(byte, b' '..=b'~'))
+        && let Ok(text) = core::str::from_utf8(bytes)
+    {
+        return out.push_str(text);
+    }
     for chunk in bytes.utf8_chunks() {
         for character in chunk.valid().chars() {
             match character {

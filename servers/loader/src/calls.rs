@@ -6,7 +6,6 @@ use server_runtime::{
     CallError, Client, Startup, clock, log,
     protocol::{
         abi::{Error, Lend},
-        registers::RegisterPage,
         service::{console, pager, platform, switch, vdisk},
     },
 };
@@ -61,7 +60,7 @@ impl Peers for Calls {
     fn pager(&mut self, request: &pager::Request, lent: Lent) -> Result<pager::Response, CallError> {
         let lend = match lent {
             Lent::Nothing => Some(Lend::NONE),
-            Lent::Registers(page) => Lend::new(core::ptr::from_ref::<RegisterPage>(page).expose_provenance() as u64, 1),
+            Lent::Registers(pages) => Lend::new(pages.as_ptr().expose_provenance() as u64, pages.len() as u64),
             Lent::Bundle { offset, pages } => self.bundle.checked_add(offset).and_then(|at| Lend::new(at, pages)),
         };
         let lend = lend.ok_or(CallError::Kernel(Error::BadArgument))?;

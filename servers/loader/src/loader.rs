@@ -15,7 +15,6 @@ use crate::{
 };
 use alloc::{
     borrow::ToOwned,
-    boxed::Box,
     collections::BTreeMap,
     format,
     rc::Rc,
@@ -40,7 +39,7 @@ const STOPS_AT_ONCE: usize = 32;
 /// Why a VM is no more.
 const STOPPED: &str = "stopped by the operator";
 /// VMs started or ended before requests, or other requests, get their turn. All that is said of so many to another server fits into a message.
-const MANY_AT_ONCE: usize = 16;
+const MANY_AT_ONCE: usize = 32;
 /// VMs looked at for that.
 const LOOKS_AT_ONCE: usize = 2048;
 /// A server that the system has not, or that was never started.
@@ -63,8 +62,8 @@ pub struct Loader<'a> {
     templates: Templates,
     /// Of each run of the manifest, whether its VMs may be clones of each other; `None`: nobody has looked.
     cloneable: Vec<Option<bool>>,
-    /// The virtual register page of the VM that was created last.
-    page: Option<Box<RegisterPage>>,
+    /// The virtual register pages of the VMs that were created last.
+    pages: Vec<RegisterPage>,
     /// What is left of starting all VMs.
     starting: Option<start::Starting>,
     /// Where in the pager's list of VMs the next one stands that gets back what it has lost; `None`: all have.
@@ -85,7 +84,7 @@ impl<'a> Loader<'a> {
             guests: BTreeMap::new(),
             templates: Templates::new(incarnation),
             cloneable: Vec::new(),
-            page: None,
+            pages: Vec::new(),
             starting: None,
             attaching: None,
         }

@@ -12,8 +12,8 @@ use server_runtime::CallError;
 pub enum Lent<'a> {
     /// Nothing.
     Nothing,
-    /// The virtual register page of a new VM.
-    Registers(&'a RegisterPage),
+    /// The virtual register pages of new VMs.
+    Registers(&'a [RegisterPage]),
     /// Pages of the bundle.
     Bundle {
         /// Offset of the first, in bytes.

@@ -10,7 +10,6 @@ use crate::{
 };
 use alloc::{
     borrow::ToOwned,
-    boxed::Box,
     format,
     rc::Rc,
     string::{String, ToString},
@@ -156,13 +155,30 @@ impl Loader<'_> {
             .collect();
         let refused = Self::attach_nics(peers, &attaching);
         Self::attach_consoles(peers, &attaching);
+        let mut to_create = Vec::with_capacity(batch.len());
         for (new, refused) in batch.iter().zip(refused) {
-            if let Err(reason) = refused.map_or(Ok(()), Err).and_then(|()| self.create_new(peers, new)) {
-                self.end(peers, new.index, new.number);
-                reasons.push(self.refuse(peers, new.index, reason));
+            match refused {
+                Some(reason) => reasons.push(self.take_back(peers, new, reason)),
+                None => to_create.push(new),
             }
         }
+        let mut rest = to_create.as_slice();
+        while let Some((first, others)) = rest.split_first() {
+            let many = self.create_clones(peers, rest);
+            rest = rest.get(many..).filter(|_| many > 0).unwrap_or_else(|| {
+                if let Err(reason) = self.create_new(peers, first) {
+                    reasons.push(self.take_back(peers, first, reason));
+                }
+                others
+            });
+        }
         reasons
+    }
+
+    /// A VM that has its port and its console is not started after all.
+    fn take_back(&mut self, peers: &mut impl Peers, new: &New, reason: String) -> String {
+        self.end(peers, new.index, new.number);
+        self.refuse(peers, new.index, reason)
     }
 
     /// Notes and says why a VM was not started.
@@ -187,11 +203,56 @@ impl Loader<'_> {
         Ok(New { index, vm, guest, number, own })
     }
 
+    /// Creates the first of these as clones of one template with one call, if they are of one kind and it has one; how many. The others are created
+    /// one by one.
+    fn create_clones(&mut self, peers: &mut impl Peers, new: &[&New]) -> usize {
+        let Some(kind) = new.first().and_then(|new| self.kind(new.index)) else { return 0 };
+        // The first clone has some time to itself.
+        if new.len() < 2 || self.templates.is_new(kind) {
+            return 0;
+        }
+        let mut pages = core::mem::take(&mut self.pages);
+        let (mut vms, mut template) = (Vec::with_capacity(new.len()), None);
+        for new in new {
+            if self.kind(new.index) != Some(kind) {
+                break;
+            }
+            if pages.len() == vms.len() {
+                pages.push(RegisterPage::ZERO);
+            }
+            let Some(page) = pages.get_mut(vms.len()) else { break };
+            let Some((number, generation)) = self.templates.next_clone(kind, new.own.created) else { break };
+            if registers::build(page, &self.machine, &new.vm, &new.own).is_err() {
+                break;
+            }
+            page.clone_generation = generation;
+            template = Some(number);
+            vms.push(new.number);
+        }
+        let lent = pages.get(..vms.len()).unwrap_or_default();
+        let answer = match template {
+            Some(template) => self.pager(peers, &pager::Request::Clone { template, vms }, Lent::Registers(lent)),
+            None => Ok(pager::Response::Cloned(0)),
+        };
+        self.pages = pages;
+        // Why not, if not, is found out one by one.
+        let Ok(pager::Response::Cloned(made)) = answer else { return 0 };
+        let made = new.get(..made as usize).unwrap_or_default();
+        made.iter().for_each(|new| self.table.set_running(new.index, new.number));
+        made.len()
+    }
+
     /// Creates a VM that has its port and its console, and lets it run.
     fn create_new(&mut self, peers: &mut impl Peers, new: &New) -> Result<(), String> {
-        let mut page = core::mem::take(&mut self.page).unwrap_or_else(|| Box::new(RegisterPage::ZERO));
-        let created = self.create_with(peers, new, &mut page);
-        self.page = Some(page);
+        let mut pages = core::mem::take(&mut self.pages);
+        if pages.is_empty() {
+            pages.push(RegisterPage::ZERO);
+        }
+        let created = match pages.first_mut() {
+            Some(page) => self.create_with(peers, new, page),
+            None => Err("no memory for its virtual register page".to_owned()),
+        };
+        self.pages = pages;
         let created = created?;
         self.table.set_running(new.index, new.number);
         if !new.vm.disks.is_empty() {
@@ -270,7 +331,7 @@ impl Loader<'_> {
         // Disks are for a VM that is there.
         let start = new.vm.disks.is_empty();
         let request = pager::Request::Create { vm: new.number, image, memory, entry, windows, start };
-        let answer = self.pager(peers, &request, Lent::Registers(page));
+        let answer = self.pager(peers, &request, Lent::Registers(core::slice::from_ref(page)));
         let too_little = |what| Err(NotCreated::Refused(format!("not enough {what} for its {} KiB", memory / 1024)));
         match answer {
             Ok(pager::Response::Created(created)) => Ok(created),

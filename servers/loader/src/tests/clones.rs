@@ -223,3 +223,31 @@ fn a_template_of_which_no_clones_are_made_is_given_up() {
     let said = "clones are made no more of a template: the pager did not create it: it answered BadArgument";
     assert_eq!(world.take_log().iter().filter(|line| *line == said).count(), 1);
 }
+
+#[test]
+fn clones_are_made_many_at_a_time() {
+    let mut world = World::new();
+    let mut loader = world.loader(fleet(80), 0);
+    start_all(&mut loader, &mut world);
+    // Nobody has said `ready` in time: all on their own.
+    assert!(world.batches.is_empty() && world.vms.len() == 80);
+    let mut world = World { memory: 60, ..World::new() };
+    let mut loader = world.loader(fleet(80), 0);
+    loader.start_all(&mut world);
+    start_now(&mut loader, &mut world);
+    say_ready(&mut loader, &mut world, 1);
+    start_now(&mut loader, &mut world);
+    assert_eq!((world.made.len(), world.batches.len()), (2, 0), "the first clone has some time to itself");
+    world.now = loader.starts_at();
+    start_now(&mut loader, &mut world);
+    // Memory ends in the second batch, and each of the others is told so.
+    assert_eq!((world.vms.len(), &world.batches[..2]), (60, &[32, 32][..]));
+    let log = world.take_log();
+    let refused = log.iter().filter(|line| line.ends_with("refused: not enough memory for its 256 KiB"));
+    assert_eq!((refused.count(), log.last().unwrap().as_str()), (20, "60 VMs started, 20 refused, in 1 ms"));
+    assert_eq!((world.ports.len(), world.consoles.len()), (60, 60), "nothing is left of those that were refused");
+    let mut generations: Vec<_> = world.made.iter().map(|made| made.2).collect();
+    generations.dedup();
+    assert_eq!(generations.len(), 60);
+    assert!(world.vms.values().all(|started| *started));
+}

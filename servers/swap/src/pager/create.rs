@@ -22,7 +22,7 @@ const FIXED: u64 = 2;
 /// Frames that a VM begins with at most: those, its register page with its page tables, and a part of the table of VMs.
 const FIRST_FRAMES: u32 = 6;
 
-/// What a VM begins with.
+/// What a VM begins with. Kept from one to the next, so that not each allocates.
 #[derive(Debug, Default)]
 pub(super) struct First {
     /// Fills its pages.
@@ -31,6 +31,17 @@ pub(super) struct First {
     pub filled: Vec<Frame>,
     /// Maps what a clone is known to touch; page tables and the register page are not in it.
     pub maps: Vec<MapOperation>,
+    /// All that is mapped.
+    pub operations: Vec<MapOperation>,
+}
+
+impl First {
+    fn clear(&mut self) {
+        self.copies.clear();
+        self.filled.clear();
+        self.maps.clear();
+        self.operations.clear();
+    }
 }
 
 impl Pager<'_> {
@@ -46,10 +57,6 @@ impl Pager<'_> {
         if wait && self.waiting.len() < WAITING_MAX {
             self.waiting.push_back(creation);
             return None;
-        }
-        if creation.start && response.is_ok() {
-            // Whatever keeps it from running stops it, and the loader is told of that.
-            self.start(machine, creation.vm);
         }
         Some(response.map_or_else(|refusal| refusal, Response::Created))
     }
@@ -68,14 +75,18 @@ impl Pager<'_> {
         u64::from(space.pages()).saturating_sub(u64::from(shared)) + u64::from(space.tables()) + FIXED
     }
 
-    fn create(&mut self, machine: &mut impl Machine, creation: &Creation) -> Result<VmRef, Response> {
+    pub(super) fn create(&mut self, machine: &mut impl Machine, creation: &Creation) -> Result<VmRef, Response> {
         let image = self.images.get(creation.image).ok_or(Response::NotFound)?;
         let space = Space::new(creation.memory).ok_or(Response::BadArgument)?;
         let windows = creation.windows.map(|(address, length)| Window { address, length });
         let template = image.template.as_deref();
         let is_clone = template.is_some();
-        let unlike = template.is_some_and(|template| !template.fits(space.pages(), &creation.windows));
-        if unlike || !image.fits(space, creation.entry) || !windows.iter().all(|window| space.holds_window(window)) {
+        let fits = match template {
+            // It goes on where the template was, not at the entry.
+            Some(template) => template.fits(space.pages(), &creation.windows),
+            None => image.fits(space, creation.entry),
+        };
+        if !fits || !windows.iter().all(|window| space.holds_window(window)) {
             return Err(Response::BadArgument);
         }
         let (need, units) = match self.has_swap() {
@@ -104,8 +115,8 @@ impl Pager<'_> {
             vm.set_state(State::Creating);
             vm.set(FRESH, is_clone);
         }
-        match self.build(machine, place, creation.lent, windows) {
-            Ok((at, maps)) => {
+        match self.build(machine, place, (creation.lent, creation.lent_at), windows) {
+            Ok((at, mut first)) => {
                 self.promised += u64::from(promised);
                 self.count += 1;
                 if let Some(image) = self.images.get_mut(creation.image) {
@@ -116,9 +127,15 @@ impl Pager<'_> {
                 }
                 self.enter_ring(machine, place);
                 // From here on destroying it gives everything back.
-                self.first_pages(machine, place, at, maps).inspect_err(|_| {
+                self.first_pages(machine, place, at, &mut first).inspect_err(|_| {
                     self.destroy(machine, creation.vm);
-                })
+                })?;
+                self.first = first;
+                if creation.start {
+                    // Whatever keeps it from running stops it, and the loader is told of that.
+                    self.start(machine, creation.vm);
+                }
+                Ok(at)
             }
             Err(refusal) => {
                 if let Some(vm) = self.vms.get_mut(place) {
@@ -173,13 +190,14 @@ impl Pager<'_> {
         &mut self,
         machine: &mut impl Machine,
         place: u32,
-        lent: Target,
+        (lent, lent_at): (Target, u64),
         windows: [Window; 3],
-    ) -> Result<(VmRef, Vec<MapOperation>), Response> {
+    ) -> Result<(VmRef, First), Response> {
         let registers = self.take(place, Usage::Filling(0)).ok_or(Response::OutOfMemory)?;
-        let mut first = First::default();
+        let mut first = core::mem::take(&mut self.first);
+        first.clear();
         first.filled.push(registers);
-        first.copies.push(TransferOperation { from: lent.0, from_address: 0, ..self.fill(None, registers) });
+        first.copies.push(TransferOperation { from: lent.0, from_address: lent_at, ..self.fill(None, registers) });
         self.warm(machine, place, registers, &mut first)?;
         machine::transfer_all(machine, &mut first.copies).map_err(|_| Response::BadArgument)?;
         if first.copies.iter().any(|copy| copy.status != 0) {
@@ -190,7 +208,7 @@ impl Pager<'_> {
         if let Some(template) = self.template_of(place) {
             machine.restore(at, &template.state).map_err(|_| Response::BadArgument)?;
         }
-        Ok((at, first.maps))
+        Ok((at, first))
     }
 
     /// Makes a stopped domain for a VM, and notes where it is.
@@ -233,22 +251,22 @@ impl Pager<'_> {
         machine: &mut impl Machine,
         place: u32,
         vm: VmRef,
-        maps: Vec<MapOperation>,
+        first: &mut First,
     ) -> Result<VmRef, Response> {
         let frame = self.frames.find(place, Usage::Page(0)).ok_or(Response::NotFound)?;
-        let mut operations = Vec::with_capacity(maps.len() + 4);
-        self.tables(place, 0, &mut operations).ok_or(Response::OutOfMemory)?;
+        let First { maps, operations, .. } = first;
+        self.tables(place, 0, operations).ok_or(Response::OutOfMemory)?;
         operations.push(self.map_page(0, frame, 1, Access::WRITE));
         let mut last = space::leaf(0);
-        for map in maps {
+        for map in maps.drain(..) {
             let page = space::page_of(map.address);
             if space::leaf(page) != last {
-                self.tables(place, page, &mut operations).ok_or(Response::OutOfMemory)?;
+                self.tables(place, page, operations).ok_or(Response::OutOfMemory)?;
                 last = space::leaf(page);
             }
             operations.push(map);
         }
-        machine::map_all(machine, vm, &mut operations).map_err(|_| Response::OutOfMemory)?;
+        machine::map_all(machine, vm, operations).map_err(|_| Response::OutOfMemory)?;
         Ok(vm)
     }
 

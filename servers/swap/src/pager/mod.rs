@@ -45,6 +45,7 @@ use alloc::{
     vec::Vec,
 };
 use core::cmp::Reverse;
+use create::First;
 use protocol::{
     abi::{NEVER, Target},
     domain::Control,
@@ -100,6 +101,8 @@ pub struct Client {
 pub struct Creation {
     /// The lent range.
     pub lent: Target,
+    /// Where in it the page is.
+    pub lent_at: u64,
     /// The VM's number.
     pub vm: VmNumber,
     /// Image.
@@ -209,6 +212,8 @@ pub struct Pager<'a> {
     gate: Queue,
     /// When suspended VMs are to be woken.
     wakes: BinaryHeap<Reverse<gate::Wake>>,
+    /// What the VM that was made last began with.
+    first: First,
     /// Creations that wait for memory.
     waiting: VecDeque<Creation>,
     /// Answers to creations that waited.
@@ -272,6 +277,7 @@ impl<'a> Pager<'a> {
             stalled: VecDeque::new(),
             gate: Queue::default(),
             wakes: BinaryHeap::new(),
+            first: First::default(),
             waiting: VecDeque::with_capacity(WAITING_MAX),
             answers: VecDeque::with_capacity(WAITING_MAX),
             brought: Default::default(),
@@ -340,11 +346,15 @@ impl<'a> Pager<'a> {
                 Some(lent) => self.define_image(machine, lent, &parts),
                 None => Response::BadArgument,
             },
+            Request::Clone { template, vms } => match lent {
+                Some(lent) => self.make_clones(machine, lent, template, &vms),
+                None => Response::BadArgument,
+            },
             Request::MakeTemplate(vm) => self.make_template(machine, vm),
             Request::DropImage(image) => self.drop_image(image),
             Request::Create { vm, image, memory, entry, windows, start } => match lent {
                 Some(lent) => {
-                    let creation = Creation { lent, vm, image, memory, entry, windows, start };
+                    let creation = Creation { lent, lent_at: 0, vm, image, memory, entry, windows, start };
                     match self.create_or_wait(machine, creation) {
                         Some(response) => response,
                         None => return Outcome::Later,

@@ -1,6 +1,6 @@
 //! Templates and clones: a VM that said `ready` is kept as an image, and VMs that are made from it go on where it was ([`crate::template`]).
 
-use super::{IMAGES, Pager, create::First, fault, images::ALL};
+use super::{Creation, IMAGES, Pager, create::First, fault, images::ALL};
 use crate::{
     decide::{self, Decision, Present},
     frames::{Frame, List, Usage},
@@ -12,7 +12,9 @@ use crate::{
 };
 use alloc::{boxed::Box, vec::Vec};
 use protocol::{
+    abi::Target,
     domain::{Control, SavedDomain},
+    layout::PAGE,
     memory::{Access, MapOperation, PageState, SCAN_PAGES, Scan, TransferOperation},
     registers::KERNEL_PART,
     service::{VmNumber, VmRef, pager::Response},
@@ -132,6 +134,30 @@ impl Pager<'_> {
         Ok(own)
     }
 
+    /// [`protocol::service::pager::Request::Clone`].
+    pub(super) fn make_clones(
+        &mut self,
+        machine: &mut impl Machine,
+        lent: Target,
+        number: u32,
+        vms: &[VmNumber],
+    ) -> Response {
+        let template = self.images.get(number).and_then(|image| image.template.as_deref());
+        let Some(Template { pages, state, .. }) = template else { return Response::NotFound };
+        let (memory, windows) = (u64::from(*pages) * PAGE, state.windows.map(|[address, length]| (address, length)));
+        let of = Creation { lent, lent_at: 0, vm: 0, image: number, memory, entry: 0, windows, start: true };
+        let create = |(vm, lent_at)| Creation { lent_at, vm, ..of };
+        let creations = vms.iter().copied().zip((0..).step_by(PAGE as usize)).map(create);
+        let mut made = 0;
+        for creation in creations {
+            if self.create(machine, &creation).is_err() {
+                break;
+            }
+            made += 1;
+        }
+        Response::Cloned(made)
+    }
+
     /// The template that a VM is a clone of.
     pub(super) fn template_of(&self, place: u32) -> Option<&Template> {
         self.vms.get(place).and_then(|vm| self.image_of(vm))?.template.as_deref()
@@ -150,7 +176,9 @@ impl Pager<'_> {
         let (from, length) = Template::registers_at();
         let copy = self.fill(Some(record), registers);
         first.copies.push(TransferOperation { from_address: copy.from_address + from, length, ..copy });
-        self.learn(machine);
+        if self.template_of(place).is_some_and(|template| matches!(template.known, Known::Watched(_))) {
+            self.learn(machine);
+        }
         let Some((number, image)) = self.vms.get(place).map(|vm| (vm.number, vm.image)) else { return Ok(()) };
         let can_watch = self.watched.len() < WATCHED_MAX;
         let Some(template) = self.template_mut(image) else { return Ok(()) };

@@ -205,3 +205,30 @@ fn a_restarted_pager_knows_templates_and_clones() {
         assert_eq!(world.read(vm, page), Some(seen));
     }
 }
+
+#[test]
+fn clones_are_made_many_at_a_time() {
+    let mut world = world();
+    let template = with_template(&mut world);
+    let pages = |count: usize| (0..count).flat_map(|number| vec![number as u8 + 1; PAGE as usize]).collect::<Vec<u8>>();
+    world.model.lent = pages(3);
+    assert_eq!(world.ask(Request::Clone { template, vms: vec![2, 3, 4] }), Response::Cloned(3));
+    for (vm, byte) in [(2, 1), (3, 2), (4, 3)] {
+        world.inherit(vm, 0);
+        let domain = world.model.find(vm).unwrap().1;
+        assert!(!domain.held && domain.state == DomainState::Runs, "it runs");
+        assert_eq!(world.read(vm, 35), Some(11));
+        // What follows the kernel's part of its register page is what was lent for it.
+        let (at, _) = world.model.find(vm).unwrap();
+        assert_eq!(world.model.access(at, SPACE_BASE + 2000, Access::empty()), Some(&mut { byte }));
+    }
+    // A place that is taken ends it; a page that is not lent, too; an image that is no template is none.
+    world.model.lent = pages(3);
+    assert_eq!(world.ask(Request::Clone { template, vms: vec![5, 3, 6] }), Response::Cloned(1));
+    assert!(world.model.find(6).is_none());
+    world.model.lent = pages(1);
+    assert_eq!(world.ask(Request::Clone { template, vms: vec![7, 8] }), Response::Cloned(1));
+    assert_eq!(world.ask(Request::Clone { template: 0, vms: vec![9] }), Response::NotFound);
+    assert_eq!(world.ask(Request::Clone { template: 77, vms: vec![9] }), Response::NotFound);
+    assert_eq!(world.ask(Request::Clone { template, vms: vec![] }), Response::Cloned(0));
+}
