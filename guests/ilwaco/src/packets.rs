@@ -17,7 +17,7 @@ pub const BUFFERS_MIN: usize = 4;
 /// at the same moment would lose packets, and a lost SYN costs a second.
 const DEPTH_MIN: u32 = 8;
 /// Packets without a burst after which one buffer less is offered.
-const PATIENCE: u32 = 64;
+const PATIENCE: u32 = 1024;
 
 /// A stack of buffer numbers: last in, first out.
 struct Pool {
