@@ -1,6 +1,8 @@
 //! What a packet says of itself, and whether a VM may say that.
 
-use smoltcp::wire::{ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol, Ipv4Packet};
+use smoltcp::wire::{
+    ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol, IpProtocol, Ipv4Packet,
+};
 
 /// Bytes from the beginning of a packet that are looked at: enough for an ARP packet and for an IPv4 header with options.
 pub const LOOK: usize = 64;
@@ -43,6 +45,8 @@ pub enum Payload {
     Ipv4 {
         /// Source.
         source: Address,
+        /// It is a TCP acknowledgement and nothing else: no data, no beginning or end of a connection, not pushed.
+        acknowledges: bool,
     },
     /// Anything else, or broken.
     Other,
@@ -69,9 +73,14 @@ impl Header {
                 Payload::Arp { sender, sender_address, request, .. } => {
                     sender == mac && (sender_address == address || request && sender_address == [0; 4])
                 }
-                Payload::Ipv4 { source } => source == address,
+                Payload::Ipv4 { source, .. } => source == address,
                 Payload::Other => false,
             }
+    }
+
+    /// Whether whom it is for need not be told at once ([`crate::quiet`]).
+    pub fn can_wait(&self) -> bool {
+        matches!(self.payload, Payload::Ipv4 { acknowledges: true, .. })
     }
 
     /// Whether it goes to more than one.
@@ -139,7 +148,20 @@ fn ipv4(bytes: &[u8]) -> Option<Payload> {
     let is_sound = packet.version() == 4
         && usize::from(packet.header_len()) >= IPV4_MIN
         && packet.total_len() >= u16::from(packet.header_len());
-    is_sound.then(|| Payload::Ipv4 { source: packet.src_addr().octets() })
+    let header = usize::from(packet.header_len());
+    let acknowledges = is_sound
+        && packet.next_header() == IpProtocol::Tcp
+        && !packet.more_frags()
+        && packet.frag_offset() == 0
+        && bytes.get(header..).is_some_and(|tcp| acknowledges(tcp, usize::from(packet.total_len()) - header));
+    is_sound.then(|| Payload::Ipv4 { source: packet.src_addr().octets(), acknowledges })
+}
+
+/// Whether a TCP segment of so many bytes, of which these are the first, only acknowledges (RFC 9293, 3.1).
+fn acknowledges(tcp: &[u8], length: usize) -> bool {
+    const ACKNOWLEDGE: u8 = 0x10;
+    let (Some(offset), Some(flags)) = (tcp.get(12), tcp.get(13)) else { return false };
+    *flags == ACKNOWLEDGE && usize::from(offset >> 4) * 4 == length
 }
 
 #[cfg(test)]
@@ -213,6 +235,35 @@ pub(crate) mod tests {
         }
         assert!(!allowed(&ipv4_packet(MAC, OTHER, ADDRESS, OTHER_ADDRESS, 60)[..33]));
         assert!(!allowed(&[0; 13]));
+    }
+
+    /// A TCP segment with these flags, and so many bytes of options and data.
+    pub fn tcp_packet(to: (Mac, Address), from: (Mac, Address), flags: u8, options: usize, data: usize) -> Vec<u8> {
+        let mut packet = ipv4_packet(from.0, to.0, from.1, to.1, 54 + options + data);
+        packet[23] = 6;
+        packet[46] = ((20 + options) as u8 / 4) << 4;
+        packet[47] = flags;
+        packet
+    }
+
+    #[test]
+    fn only_acknowledgements_can_wait() {
+        let read = |packet: &[u8]| Header::read(&packet[..packet.len().min(LOOK)]).unwrap().can_wait();
+        let segment = |flags, options, data| tcp_packet((MAC, ADDRESS), (OTHER, OTHER_ADDRESS), flags, options, data);
+        assert!(read(&segment(0x10, 0, 0)) && read(&segment(0x10, 12, 0)));
+        for flags in [0x11, 0x12, 0x14, 0x18, 0x30, 0x50, 0x02, 0] {
+            assert!(!read(&segment(flags, 0, 0)), "{flags}");
+        }
+        assert!(!read(&segment(0x10, 0, 1)) && !read(&segment(0x10, 12, 1400)));
+        // UDP, fragments, headers that are cut off or lie.
+        let changed = |at: usize, byte| {
+            let mut packet = segment(0x10, 0, 0);
+            packet[at] = byte;
+            read(&packet)
+        };
+        assert!(!changed(23, 17) && !changed(20, 0x20) && !changed(21, 1) && !changed(46, 0) && !changed(46, 0xf0));
+        assert!(!changed(14, 0x4f) && !changed(17, 20));
+        assert!(!read(&segment(0x10, 0, 0)[..47]));
     }
 
     #[test]

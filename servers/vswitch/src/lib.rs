@@ -5,6 +5,7 @@
 //! * [`header`]: what a packet says of itself, and whether a VM may say that.
 //! * [`ports`]: the VMs' ports, by place, MAC address and IPv4 address.
 //! * [`queue`]: the queue page of a VM's NIC, read as what a stranger wrote.
+//! * [`quiet`]: VMs that have received what can wait.
 //! * [`uplink`]: the rings shared with the network driver.
 //! * [`memory`]: copies between all of them, and the pager.
 //! * [`switch`]: who is served when, and where packets go.
@@ -20,6 +21,7 @@ pub mod header;
 pub mod memory;
 pub mod ports;
 pub mod queue;
+pub mod quiet;
 pub mod switch;
 pub mod uplink;
 

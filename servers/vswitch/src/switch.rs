@@ -24,6 +24,7 @@ use crate::{
     memory::{Copy, Fate, Memory, Outcome, Place},
     ports::{PortId, Ports, Refusal},
     queue::{Own, Page, SEND_PART, WHOLE, Window},
+    quiet::Quiet,
     uplink::{State, Uplink},
 };
 use alloc::{collections::VecDeque, vec::Vec};
@@ -80,6 +81,8 @@ struct Receiver {
     broken: bool,
     /// A packet for it was dropped.
     dropped: bool,
+    /// One has arrived that cannot wait.
+    urgent: bool,
     /// Buffers that were planned for, and those that were filled.
     planned: u32,
     filled: u32,
@@ -97,6 +100,7 @@ impl Receiver {
             deaf,
             broken: false,
             dropped: false,
+            urgent: false,
             planned: 0,
             filled: 0,
             holding: 0,
@@ -146,6 +150,8 @@ struct Packet {
     from: Place,
     length: usize,
     way: Way,
+    /// Whom it is for need not be told at once.
+    can_wait: bool,
     /// Its copies, among those of step 4.
     copies: (usize, usize),
     /// What became of them.
@@ -154,7 +160,7 @@ struct Packet {
 
 impl Packet {
     const fn new(origin: Origin, from: Place, length: usize, way: Way) -> Packet {
-        Packet { origin, from, length, way, copies: (0, 0), fate: Fate::Done }
+        Packet { origin, from, length, way, can_wait: false, copies: (0, 0), fate: Fate::Done }
     }
 }
 
@@ -187,6 +193,7 @@ pub struct Switch {
     waits: Waits,
     /// When those that wait are looked at again.
     look_at: u64,
+    quiet: Quiet,
     lost: Lost,
     round: Round,
 }
@@ -221,6 +228,7 @@ impl Switch {
             crowd: VecDeque::new(),
             waits: Waits::new(),
             look_at: protocol::abi::NEVER,
+            quiet: Quiet::default(),
             lost: Lost::default(),
             round: Round::default(),
         }
@@ -249,6 +257,7 @@ impl Switch {
     pub fn detach(&mut self, vm: VmNumber) -> bool {
         self.ports.detach(vm).is_some_and(|id| {
             self.waits.remove(id);
+            self.quiet.end(id);
             true
         })
     }
@@ -349,7 +358,13 @@ impl Switch {
                     answers += 1;
                     Packet::new(Origin::Switch, Place::Scratch(offset), ARP_REPLY, Way::Uplink(answers - 1))
                 }
-                None => Packet::new(Origin::Uplink, Place::Uplink(place), length, self.way_in(header)),
+                None => {
+                    let can_wait = header.is_some_and(|header| header.can_wait());
+                    Packet {
+                        can_wait,
+                        ..Packet::new(Origin::Uplink, Place::Uplink(place), length, self.way_in(header))
+                    }
+                }
             };
             self.round.packets.push(packet);
         }
@@ -405,6 +420,7 @@ impl Switch {
 
     /// A round of the VMs that came back, and one of those whose turn it is. Returns whether there may be more to do at once.
     pub fn serve(&mut self, memory: &mut impl Memory) -> bool {
+        self.tell_late(memory);
         self.look(memory);
         let released = self.release(memory);
         self.wake_stalled();
@@ -540,6 +556,7 @@ impl Switch {
                 (packet.length, packet.way) = (ARP_REPLY, way);
                 continue;
             }
+            self.round.packets[index].can_wait = header.is_some_and(|header| header.can_wait());
             self.round.packets[index].way = match self.way_out(port, header) {
                 Way::Uplink(_) if self.uplink.state() == State::Absent => {
                     self.lost.no_uplink += 1;

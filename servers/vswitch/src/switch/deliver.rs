@@ -24,7 +24,7 @@ impl Switch {
         self.divert(memory);
         let now = memory.now();
         self.commit(now);
-        self.write_pages(memory);
+        self.write_pages(memory, now);
         self.keep_owed();
         self.round.packets.clear();
         self.round.receivers.clear();
@@ -175,7 +175,7 @@ impl Switch {
     fn commit(&mut self, now: u64) {
         let mut uplink_blocked = false;
         for index in 0..self.round.packets.len() {
-            let Packet { origin, length, way, fate, .. } = self.round.packets[index];
+            let Packet { origin, length, way, fate, can_wait, .. } = self.round.packets[index];
             let turn = if let Origin::Turn(turn) = origin { Some(turn) } else { None };
             let waits = turn.is_some_and(|turn| self.round.turns[turn].blocked)
                 || matches!(way, Way::Later)
@@ -211,7 +211,7 @@ impl Switch {
                 (Origin::Held | Origin::Switch, _) if gap => {}
                 (_, Way::Vm(place)) => {
                     match fate {
-                        Fate::Done => self.arrived(place, length),
+                        Fate::Done => self.arrived(place, length, !can_wait),
                         Fate::SourceFailed => {}
                         _ => self.drop_for(place),
                     }
@@ -264,9 +264,10 @@ impl Switch {
     }
 
     /// A packet has arrived; its length is written in step 5.
-    fn arrived(&mut self, place: usize, length: usize) {
+    fn arrived(&mut self, place: usize, length: usize, urgent: bool) {
         let receiver = &mut self.round.receivers[place];
         receiver.filled += 1;
+        receiver.urgent |= urgent;
         let Receiver { port, known, .. } = *receiver;
         if let Some(own) = self.own(known) {
             let entry = own.arrived;
@@ -289,8 +290,8 @@ impl Switch {
 
     /// Steps 5 and 6, in one call of the kernel if nobody is waited for: in one call all of a queue page is there, or nothing is. If not, nothing that was
     /// written is wrong, and all of it is written once more, one step after the other.
-    fn write_pages(&mut self, memory: &mut impl Memory) {
-        self.find_changed();
+    fn write_pages(&mut self, memory: &mut impl Memory, now: u64) {
+        self.find_changed(now);
         let Round { lengths, changed, .. } = &self.round;
         if lengths.is_empty() && changed.is_empty() {
             return;
@@ -345,10 +346,13 @@ impl Switch {
     }
 
     /// Whose indices have changed, and who is to be told.
-    fn find_changed(&mut self) {
+    fn find_changed(&mut self, now: u64) {
         let Round { receivers, turns, changed, known, .. } = &mut self.round;
         let received = receivers.iter().filter(|receiver| receiver.filled > 0 || receiver.dropped);
-        changed.extend(received.map(|receiver| (receiver.port, receiver.filled > 0)));
+        changed.extend(received.map(|receiver| {
+            let one_can_wait = receiver.filled == 1 && !receiver.urgent;
+            (receiver.port, receiver.filled > 0 && !(one_can_wait && self.quiet.begin(receiver.port, now)))
+        }));
         let looked = turns.iter().map(|turn| (turn.port, turn.taken > 0, turn.notifies[usize::from(turn.taken > 0)]));
         changed.extend(looked.filter(|(_, taken, told)| *taken || *told).map(|(port, _, told)| (port, told)));
         // Once each: a VM that both sends and receives is told once.

@@ -107,6 +107,7 @@ impl Switch {
 
     /// Raises a VM's line: now, or when it is back.
     pub(super) fn tell(&mut self, memory: &mut impl Memory, id: PortId) {
+        self.quiet.end(id);
         let (Some(port), Some(vm)) = (self.ports.get(id), self.ports.vm(id)) else { return };
         let need = Need { vm, address: port.window.address(), length: 1, write: false };
         let mut at = port.at;
@@ -143,8 +144,19 @@ impl Switch {
     }
 
     /// When [`Switch::serve`] has to look at those that wait, in nanoseconds since kernel entry; never if nobody does.
-    pub fn next_look(&self) -> u64 {
-        self.look_at
+    pub fn next_look(&mut self) -> u64 {
+        self.look_at.min(self.quiet.next())
+    }
+
+    /// Tells VMs of what could wait, when it has waited for long enough.
+    pub(super) fn tell_late(&mut self, memory: &mut impl Memory) {
+        if self.quiet.next() == NEVER {
+            return;
+        }
+        let now = memory.now();
+        while let Some(id) = self.quiet.take(now) {
+            self.tell(memory, id);
+        }
     }
 
     /// Asks again for what was not brought for long, and drops what was held for too long.

@@ -113,6 +113,37 @@ fn a_vm_that_waits_for_the_network_to_take_is_told_when_it_has() {
 }
 
 #[test]
+fn a_vm_is_told_of_an_acknowledgement_with_what_comes_behind_it() {
+    use crate::{header::tests::tcp_packet, quiet::DELAY};
+    let segment = |flags, data| tcp_packet((mac(15), address(15)), (OUTSIDE, OUTSIDE_ADDRESS), flags, 0, data);
+    let (alone, data) = (segment(0x10, 0), segment(0x18, 100));
+    let mut bench = Bench::new([15]);
+    // It is there, but not told of, until something else comes, or a second one, or the time has passed.
+    for (next, passes) in [(Some(&data), 0), (Some(&alone), 0), (None, DELAY)] {
+        bench.world.raised.clear();
+        bench.arrive(&alone);
+        bench.run();
+        assert_eq!((bench.world.raised.len(), bench.received(15)), (0, vec![alone.clone()]));
+        let until = bench.world.now + DELAY;
+        assert_eq!(bench.switch.next_look(), until);
+        if let Some(next) = next {
+            bench.arrive(next);
+        }
+        bench.world.now += passes;
+        bench.run();
+        assert_eq!((bench.world.raised.len(), bench.switch.next_look()), (1, protocol::abi::NEVER));
+        bench.received(15);
+        bench.offer(15, 2);
+    }
+    // Two at once are one of them and a second one.
+    bench.world.raised.clear();
+    bench.arrive(&alone);
+    bench.arrive(&alone);
+    bench.run();
+    assert_eq!(bench.world.raised.len(), 1);
+}
+
+#[test]
 fn a_vm_without_a_buffer_loses_and_its_peer_does_not_wait() {
     let mut bench = Bench::new([15, 16]);
     (0..20).for_each(|number| bench.put(15, &between(15, 16, 100 + number)));
