@@ -13,9 +13,9 @@ use protocol::nic::{ENTRIES, FRAME_MAX, NOTIFY_LOOK, NOTIFY_NEVER};
 pub const BUFFERS_MAX: usize = 64;
 /// Fewest buffers: a few to receive into, one to send from.
 pub const BUFFERS_MIN: usize = 4;
-/// Buffers offered while there is little traffic. Fewer would save pages, but a handful of clients that connect
-/// at the same moment would lose packets, and a lost SYN costs a second.
-const DEPTH_MIN: u32 = 8;
+/// Buffers offered while there is little traffic. Fewer would save pages, but when so many clients connect at the same moment packets would be
+/// lost, and a lost SYN costs a second.
+const DEPTH_MIN: u32 = 16;
 /// Packets without a burst after which one buffer less is offered.
 const PATIENCE: u32 = 1024;
 
@@ -258,7 +258,7 @@ mod tests {
     use crate::Window;
     use std::{boxed::Box, collections::BTreeSet, vec, vec::Vec};
 
-    const COUNT: usize = 16;
+    const COUNT: usize = 40;
 
     /// A switch as the protocol has it.
     struct Switch {
