@@ -12,7 +12,7 @@ pub const SLICE: u64 = 10_000_000;
 
 /// Time for which domains that woke go on, and others of the last band that woke go first, though domains of better bands wait, in nanoseconds. What
 /// all of them cause, doorbells and packets, is then handled together: each switch to a server and back costs more than most of what it is for.
-/// (Denali, section 4.2: interrupts are batched.) A domain that did not just wake has to give way at once.
+/// (As Denali batches the interrupts of its VMs.) A domain that did not just wake has to give way at once.
 pub const BATCH: u64 = 1_000_000;
 
 /// The run queues of one processor.
