@@ -162,15 +162,19 @@ impl Loader<'_> {
                 None => to_create.push(new),
             }
         }
-        let mut rest = to_create.as_slice();
+        let (mut rest, mut together) = (to_create.as_slice(), true);
         while let Some((first, others)) = rest.split_first() {
-            let many = self.create_clones(peers, rest);
-            rest = rest.get(many..).filter(|_| many > 0).unwrap_or_else(|| {
-                if let Err(reason) = self.create_new(peers, first) {
-                    reasons.push(self.take_back(peers, first, reason));
-                }
-                others
-            });
+            let (asked, made) = if together { self.create_clones(peers, rest) } else { (0, 0) };
+            // Why the pager makes no more is found out one by one.
+            together = made == asked;
+            if made > 0 {
+                rest = rest.get(made..).unwrap_or_default();
+                continue;
+            }
+            if let Err(reason) = self.create_new(peers, first) {
+                reasons.push(self.take_back(peers, first, reason));
+            }
+            rest = others;
         }
         reasons
     }
@@ -203,13 +207,13 @@ impl Loader<'_> {
         Ok(New { index, vm, guest, number, own })
     }
 
-    /// Creates the first of these as clones of one template with one call, if they are of one kind and it has one; how many. The others are created
-    /// one by one.
-    fn create_clones(&mut self, peers: &mut impl Peers, new: &[&New]) -> usize {
-        let Some(kind) = new.first().and_then(|new| self.kind(new.index)) else { return 0 };
+    /// Creates the first of these as clones of one template with one call, if they are of one kind and it has one. How many were asked for, and how many
+    /// were made.
+    fn create_clones(&mut self, peers: &mut impl Peers, new: &[&New]) -> (usize, usize) {
+        let Some(kind) = new.first().and_then(|new| self.kind(new.index)) else { return (0, 0) };
         // The first clone has some time to itself.
         if new.len() < 2 || self.templates.is_new(kind) {
-            return 0;
+            return (0, 0);
         }
         let mut pages = core::mem::take(&mut self.pages);
         let (mut vms, mut template) = (Vec::with_capacity(new.len()), None);
@@ -229,17 +233,17 @@ impl Loader<'_> {
             template = Some(number);
             vms.push(new.number);
         }
-        let lent = pages.get(..vms.len()).unwrap_or_default();
+        let asked = vms.len();
+        let lent = pages.get(..asked).unwrap_or_default();
         let answer = match template {
             Some(template) => self.pager(peers, &pager::Request::Clone { template, vms }, Lent::Registers(lent)),
             None => Ok(pager::Response::Cloned(0)),
         };
         self.pages = pages;
-        // Why not, if not, is found out one by one.
-        let Ok(pager::Response::Cloned(made)) = answer else { return 0 };
-        let made = new.get(..made as usize).unwrap_or_default();
+        let Ok(pager::Response::Cloned(made)) = answer else { return (asked, 0) };
+        let made = new.get(..asked.min(made as usize)).unwrap_or_default();
         made.iter().for_each(|new| self.table.set_running(new.index, new.number));
-        made.len()
+        (asked, made.len())
     }
 
     /// Creates a VM that has its port and its console, and lets it run.
