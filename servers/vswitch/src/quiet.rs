@@ -38,7 +38,7 @@ impl Quiet {
     }
 
     /// When the next one has to be told, in nanoseconds since kernel entry.
-    pub fn next(&mut self) -> u64 {
+    pub fn due(&mut self) -> u64 {
         while let Some((id, until)) = self.until.front() {
             if self.waits.contains(id) {
                 return *until;
@@ -50,7 +50,7 @@ impl Quiet {
 
     /// One that has to be told now.
     pub fn take(&mut self, now: u64) -> Option<PortId> {
-        if self.next() > now {
+        if self.due() > now {
             return None;
         }
         let (id, _) = self.until.pop_front()?;
@@ -66,11 +66,11 @@ mod tests {
     #[test]
     fn each_waits_once_and_not_for_long() {
         let mut quiet = Quiet::default();
-        assert_eq!((quiet.next(), quiet.take(u64::MAX - 1)), (NEVER, None));
+        assert_eq!((quiet.due(), quiet.take(u64::MAX - 1)), (NEVER, None));
         assert!(quiet.begin(7, 100) && quiet.begin(8, 200) && quiet.begin(9, 300));
         assert!(!quiet.begin(7, 400), "the second one is told");
         quiet.end(7);
-        assert_eq!((quiet.next(), quiet.take(DELAY + 199)), (DELAY + 200, None));
+        assert_eq!((quiet.due(), quiet.take(DELAY + 199)), (DELAY + 200, None));
         assert_eq!((quiet.take(DELAY + 200), quiet.take(DELAY + 299)), (Some(8), None));
         assert!(quiet.begin(8, 500), "it may wait again");
         assert_eq!((quiet.take(DELAY + 900), quiet.take(DELAY + 900), quiet.take(NEVER - 1)), (Some(9), Some(8), None));

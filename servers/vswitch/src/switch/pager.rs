@@ -145,12 +145,12 @@ impl Switch {
 
     /// When [`Switch::serve`] has to look at those that wait, in nanoseconds since kernel entry; never if nobody does.
     pub fn next_look(&mut self) -> u64 {
-        self.look_at.min(self.quiet.next())
+        self.look_at.min(self.quiet.due())
     }
 
     /// Tells VMs of what could wait, when it has waited for long enough.
     pub(super) fn tell_late(&mut self, memory: &mut impl Memory) {
-        if self.quiet.next() == NEVER {
+        if self.quiet.due() == NEVER {
             return;
         }
         let now = memory.now();
