@@ -16,7 +16,7 @@ use crate::ui::Step;
 /// Numbers of VMs; the last one only for `--long`.
 const VMS: [u64; 5] = [1, 10, 100, 1000, 10_000];
 /// Requests that are counted, and connections at once.
-const REQUESTS: usize = 6000;
+const REQUESTS: usize = 20_000;
 const AT_ONCE: usize = 16;
 /// KiB of memory for each VM, and MiB besides.
 const MEMORY: (u64, u64) = (160, 128);
