@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 /// Longest text of one request, in bytes.
 pub const TEXT_MAX: usize = 1024;
 
+/// Bytes of a VM's name that are printed; it is cut there.
+pub const NAME_MAX: usize = 64;
+
 /// The console service.
 pub struct Console;
 

@@ -7,12 +7,9 @@ use crate::kinds::{Kinds, Name};
 use alloc::string::String;
 use protocol::{
     layout::PAGE,
-    service::{PLACE_BITS, VmNumber, place},
+    service::{PLACE_BITS, VmNumber, console::NAME_MAX, place},
 };
 use server_runtime::places::Places;
-
-/// Bytes of a VM's name that are printed.
-pub const NAME_MAX: usize = 64;
 
 /// A VM's console.
 #[derive(Clone, Copy, Debug)]

@@ -39,7 +39,7 @@ const STOPS_AT_ONCE: usize = 32;
 /// Why a VM is no more.
 const STOPPED: &str = "stopped by the operator";
 /// VMs started or ended before requests, or other requests, get their turn. All that is said of so many to another server fits into a message.
-const MANY_AT_ONCE: usize = 32;
+pub(crate) const MANY_AT_ONCE: usize = 32;
 /// VMs looked at for that.
 const LOOKS_AT_ONCE: usize = 2048;
 /// A server that the system has not, or that was never started.

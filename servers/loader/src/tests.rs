@@ -13,7 +13,7 @@ use core::fmt;
 use entropy::Random;
 use protocol::{
     ARCHITECTURE_VERSION,
-    abi::Error,
+    abi::{Error, LONG_MESSAGE},
     bundle,
     image::ImageError,
     layout::{IMAGE_BASE, PAGE},
@@ -350,4 +350,16 @@ fn guests_are_laid_out_for_the_pager() {
         let _ = Guest::find(&damaged, "web", 0);
         damaged[at] ^= 0xff;
     }
+}
+
+#[test]
+fn what_is_said_of_a_batch_fits_into_a_message() {
+    let (at, number, most) = (VmRef { frame: u32::MAX, generation: u32::MAX }, u64::MAX, crate::loader::MANY_AT_ONCE);
+    let fits = |bytes: Result<Vec<u8>, postcard::Error>| assert!(bytes.unwrap().len() <= LONG_MESSAGE);
+    let port = switch::Attachment { vm: number, at, mac: [255; 6], address: [255; 4], queue: number, length: number };
+    fits(postcard::to_allocvec(&switch::Request::Attach(vec![port; most])));
+    let name = "n".repeat(console::NAME_MAX);
+    let with_console = console::Attachment { vm: number, at, name: &name, page: number };
+    fits(postcard::to_allocvec(&console::Request::Attach(vec![with_console; most])));
+    fits(postcard::to_allocvec(&pager::Request::Clone { template: u32::MAX, vms: vec![number; most] }));
 }

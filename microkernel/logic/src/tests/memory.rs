@@ -169,3 +169,44 @@ fn a_lent_range_is_open_until_the_reply() {
     world.simple(server, Number::Reply, token.0, &[]).unwrap();
     assert_eq!(transfer(&mut world, server, (token, 16), here, 4).0, Error::Gone as u32);
 }
+
+#[test]
+fn records_may_lie_across_pages() {
+    const COUNT: u64 = 3;
+    // The first two pages of a server do not lie behind each other in memory.
+    for start in (BASE + PAGE - 144..=BASE + PAGE).step_by(8) {
+        let mut world = World::new();
+        let server = world.server();
+        let (from, to) = (BASE + 2 * PAGE, BASE + 3 * PAGE);
+        world.poke(server, from, &bytes(&[11, 22, 33]));
+        let (own, wrong) = (Target::OWN.0, 0xeeee);
+        let copy = |index: u64| [own, from + index * 8, own, to + index * 8, 8 | wrong << 32, wrong];
+        world.poke(server, start, &(0..COUNT).flat_map(|index| bytes(&copy(index))).collect::<std::vec::Vec<_>>());
+        let done = world.simple(server, Number::Transfer, start, &[COUNT]).unwrap().rdi;
+        let results: std::vec::Vec<_> =
+            (0..COUNT).map(|index| world.peek_u64(server, start + index * 48 + 36)).collect();
+        assert_eq!((done, results), (COUNT, std::vec![8 << 32; COUNT as usize]), "{start:#x}");
+        assert_eq!(world.peek(server, to, 24), bytes(&[11, 22, 33]));
+
+        let frames = [(); COUNT as usize].map(|()| world.frame());
+        let at = |index: u64| BASE + (PAGES + index) * PAGE;
+        let map = |index: u64| operation(MapKind::Map, 1, 1, at(index), u64::from(frames[index as usize]));
+        world.poke(server, start, &(0..COUNT).flat_map(map).collect::<std::vec::Vec<_>>());
+        world.simple(server, Number::Map, Target::OWN.0, &[start, COUNT]).unwrap();
+        let root = world.kernel.machine.block(server).root;
+        assert_eq!([0, 1, 2].map(|index| world.kernel.entry(root, at(index)).frame()), frames);
+    }
+}
+
+#[test]
+fn records_are_not_read_where_they_are_no_more() {
+    let mut world = World::new();
+    let (server, frame) = (world.server(), world.frame());
+    let records = BASE + 3 * PAGE;
+    let unmap = operation(MapKind::Unmap, 0, 1, records, 0);
+    let map = operation(MapKind::Map, 1, 1, BASE + PAGES * PAGE, u64::from(frame));
+    world.poke(server, records, &[unmap, map].concat());
+    assert_eq!(world.simple(server, Number::Map, Target::OWN.0, &[records, 2]), Err(Error::BadAddress));
+    assert_eq!(world.registers(server).rdi, 1, "the first was done");
+    assert_eq!(world.kernel.frames.kind(frame), FrameKind::Free);
+}

@@ -8,9 +8,6 @@ use protocol::{
     service::{VmNumber, VmRef, console, switch},
 };
 
-/// Bytes of a name that the console is told: more than it prints.
-const CONSOLE_NAME: usize = 64;
-
 /// A VM that gets a port and a console.
 #[derive(Clone, Copy)]
 pub(super) struct Attaching<'a> {
@@ -67,8 +64,8 @@ impl Loader<'_> {
         let with = || vms.iter().filter_map(|vm| Some((vm, vm.guest.console()?)));
         let consoles: Vec<_> = with()
             .map(|(vm, page)| {
-                // The console takes no more of a name.
-                let name = vm.vm.name.get(..vm.vm.name.floor_char_boundary(CONSOLE_NAME)).unwrap_or_default();
+                // So that those of a batch fit into a message.
+                let name = vm.vm.name.get(..vm.vm.name.floor_char_boundary(console::NAME_MAX)).unwrap_or_default();
                 console::Attachment { vm: vm.number, at: vm.at, name, page }
             })
             .collect();

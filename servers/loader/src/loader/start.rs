@@ -44,6 +44,8 @@ struct New {
     guest: Rc<Guest>,
     number: VmNumber,
     own: Own,
+    /// Its kind, if it may be a clone.
+    kind: Option<Kind>,
 }
 
 /// Why the pager has not created a VM.
@@ -204,13 +206,13 @@ impl Loader<'_> {
         let disks = disks::registers(peers, &vm)?;
         let number = self.table.number(index).ok_or("it was started too often: no number is left")?;
         let own = Own { number, memory: guest.memory, created: begun, seed: self.random.seed(), disks };
-        Ok(New { index, vm, guest, number, own })
+        Ok(New { index, vm, guest, number, own, kind: self.kind(index) })
     }
 
     /// Creates the first of these as clones of one template with one call, if they are of one kind and it has one. How many were asked for, and how many
     /// were made.
     fn create_clones(&mut self, peers: &mut impl Peers, new: &[&New]) -> (usize, usize) {
-        let Some(kind) = new.first().and_then(|new| self.kind(new.index)) else { return (0, 0) };
+        let Some(kind) = new.first().and_then(|new| new.kind) else { return (0, 0) };
         // The first clone has some time to itself.
         if new.len() < 2 || self.templates.is_new(kind) {
             return (0, 0);
@@ -218,7 +220,7 @@ impl Loader<'_> {
         let mut pages = core::mem::take(&mut self.pages);
         let (mut vms, mut template) = (Vec::with_capacity(new.len()), None);
         for new in new {
-            if self.kind(new.index) != Some(kind) {
+            if new.kind != Some(kind) {
                 break;
             }
             if pages.len() == vms.len() {
@@ -269,14 +271,13 @@ impl Loader<'_> {
     fn create_with(&mut self, peers: &mut impl Peers, new: &New, page: &mut RegisterPage) -> Result<VmRef, String> {
         let built = registers::build(page, &self.machine, &new.vm, &new.own);
         built.map_err(|_| "its name or its arguments are too long")?;
-        let kind = self.kind(new.index);
-        if let Some(kind) = kind
+        if let Some(kind) = new.kind
             && let Some(created) = self.clone_of_kind(peers, kind, new, page)?
         {
             return Ok(created);
         }
         let created = self.create_from_image(peers, new, page)?;
-        if let Some(kind) = kind {
+        if let Some(kind) = new.kind {
             self.templates.started(kind, new.number, new.own.created);
         }
         Ok(created)
