@@ -28,7 +28,7 @@
 //! }
 //! ```
 //!
-//! The bookkeeping ([`packets`], [`sequence`], [`blocks`], [`text`]) is plain code that is tested on the host; everything else
+//! The bookkeeping ([`packets`], [`sequence`], [`blocks`], [`text`], [`wakes`]) is plain code that is tested on the host; everything else
 //! exists on the machine's target only.
 #![cfg_attr(not(test), no_std)]
 
@@ -37,6 +37,7 @@ mod disk_window;
 pub mod packets;
 pub mod sequence;
 pub mod text;
+pub mod wakes;
 mod window;
 
 pub use disk_window::DiskWindow;

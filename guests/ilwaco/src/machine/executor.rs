@@ -3,7 +3,7 @@
 use super::{clock, doorbell, lines, ready, stack, start, timers};
 use alloc::boxed::Box;
 use core::{
-    future::Future,
+    future::{Future, poll_fn},
     sync::atomic::{AtomicBool, Ordering},
 };
 use embassy_executor::{
@@ -26,9 +26,17 @@ fn pender(_context: *mut ()) {
 /// Makes a task of a future, in memory of the heap: `spawner.spawn(ilwaco::task(async { ... }))`.
 ///
 /// The memory stays reserved when the task ends: for work that comes and goes, let a few tasks take turns.
+///
+/// The timers that wake a task are those that it polled when it was last polled, so that one that is no longer wanted wakes no VM. Whatever waits with `.await`,
+/// `select` or `join` does that. A future written by hand must, at each poll, poll again all timers that it still waits for.
 pub fn task<F: Future<Output = ()> + 'static>(future: F) -> SpawnToken<impl Sized> {
-    let storage: &'static TaskStorage<F> = Box::leak(Box::new(TaskStorage::new()));
-    match storage.spawn(|| future) {
+    let mut future = Box::pin(future);
+    let anew = poll_fn(move |context| {
+        timers::forget(context.waker());
+        future.as_mut().poll(context)
+    });
+    let storage: &'static TaskStorage<_> = Box::leak(Box::new(TaskStorage::new()));
+    match storage.spawn(|| anew) {
         Ok(token) => token,
         Err(_) => unreachable!("new task storage is free"),
     }

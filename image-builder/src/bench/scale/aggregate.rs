@@ -57,16 +57,16 @@ pub(super) fn measure(session: &mut Session) -> Result<Vec<Measurement>> {
 fn rate(session: &mut Session, vms: u64) -> Result<(f64, f64)> {
     let memory = MEMORY.1 + vms * MEMORY.0 / 1024;
     let mut fleet = Fleet::start(session, Size { vms, memory, processors: 1, serving: 0 })?;
-    // The first request of a VM brings its pages into being.
-    for _ in 0..2 {
-        let (answered, _) = fleet.ask_each()?;
-        if answered as u64 != vms {
-            return Err(miette!("of {vms} VMs {answered} have answered"));
-        }
+    // The first requests of a VM bring its pages into being: that of the page, and that of the object.
+    let (answered, _) = fleet.ask_each()?;
+    if answered as u64 != vms {
+        return Err(miette!("of {vms} VMs {answered} have answered"));
     }
+    let object = |vm: u64| Ask::page(fleet.vms[vm as usize].1, 80, "/objects/2258");
+    let each: Vec<_> = (0..vms).map(object).collect();
     let mut chance = Chance(vms);
-    let asks: Vec<_> =
-        (0..REQUESTS).map(|_| Ask::page(fleet.vms[(chance.next() % vms) as usize].1, 80, "/objects/2258")).collect();
+    let asks: Vec<_> = (0..REQUESTS).map(|_| object(chance.next() % vms)).collect();
+    fleet.lan.ask_all(&each, AT_ONCE, PATIENCE)?;
     let step = Step::start(format!("Asking {vms} VMs by chance"));
     let (busy, begun) = (fleet.busy()?, std::time::Instant::now());
     let outcomes = fleet.lan.ask_all(&asks, AT_ONCE, PATIENCE)?;
