@@ -8,7 +8,8 @@
 //!   [`crate::domain::line::NIC`] is raised then too is said by `notify`.
 //! * **Receive**: the VM puts an empty buffer (its capacity in `length`) at `receive[offered % ENTRIES]` and
 //!   advances `offered`. The switch writes a packet into it, its length into the entry, advances `arrived` and
-//!   raises the line. Without an offered buffer a packet is dropped and counted.
+//!   raises the line. Without an offered buffer a packet is held for a moment, of which `held` tells, or dropped and counted. A VM that offers a
+//!   buffer while `held` is not 0 rings the doorbell.
 //!
 //! The switch reads entries once, checks the copy, and trusts none of it; a VM that writes nonsense
 //! loses its own packets.
@@ -65,8 +66,10 @@ pub struct Indices {
     pub dropped: u32,
     /// Switch: packets refused (bad entry, forged source address, too long or short).
     pub refused: u32,
+    /// Switch: not 0: packets are held until a buffer for them is offered and the doorbell rings.
+    pub held: u32,
     /// Unused by the switch.
-    pub reserved2: [u32; 4],
+    pub reserved2: [u32; 3],
 }
 
 /// The queue page.
@@ -93,7 +96,8 @@ impl QueuePage {
             arrived: 0,
             dropped: 0,
             refused: 0,
-            reserved2: [0; 4],
+            held: 0,
+            reserved2: [0; 3],
         },
         send: [Entry { address: 0, length: 0, reserved: 0 }; ENTRIES],
         receive: [Entry { address: 0, length: 0, reserved: 0 }; ENTRIES],

@@ -3,7 +3,7 @@
 //! Two habits keep the working set of a VM small. The free buffer that was used last is used first,
 //! so that a quiet VM lives in a few pages whatever the size of its pool. And only as many buffers
 //! are offered as traffic needs: the switch fills offered buffers one after the other, so every one
-//! that is offered is sooner or later touched.
+//! that is offered is sooner or later touched. In a burst the switch holds what there is no buffer for until more are offered.
 
 use crate::window::{Buffer, BufferIndex, Buffers};
 use core::sync::atomic::{Ordering, fence};
@@ -13,11 +13,10 @@ use protocol::nic::{ENTRIES, FRAME_MAX, NOTIFY_LOOK, NOTIFY_NEVER};
 pub const BUFFERS_MAX: usize = 64;
 /// Fewest buffers: a few to receive into, one to send from.
 pub const BUFFERS_MIN: usize = 4;
-/// Buffers offered while there is little traffic. Fewer would save pages, but when so many clients connect at the same moment packets would be
-/// lost, and a lost SYN costs a second.
-const DEPTH_MIN: u32 = 16;
+/// Buffers offered while there is little traffic: what one client sends at a time.
+const DEPTH_MIN: u32 = 4;
 /// Packets without a burst after which one buffer less is offered.
-const PATIENCE: u32 = 1024;
+const PATIENCE: u32 = 128;
 
 /// A stack of buffer numbers: last in, first out.
 struct Pool {
@@ -185,6 +184,14 @@ impl Packets {
         self.offer();
     }
 
+    /// Whether the switch holds packets and there is a buffer for them: the doorbell is to be rung.
+    pub fn is_awaited(&self) -> bool {
+        let queue = self.buffers.queue();
+        // Either the switch sees what was offered before, or what it wrote then is seen here.
+        fence(Ordering::SeqCst);
+        queue.held.load(Ordering::Acquire) != 0 && queue.arrived.load(Ordering::Acquire) != self.offered
+    }
+
     /// Whether a packet has arrived that was not received yet.
     pub fn has_arrived(&self) -> bool {
         self.buffers.queue().arrived.load(Ordering::Acquire) != self.taken
@@ -326,19 +333,19 @@ mod tests {
     #[test]
     fn what_came_before_is_forgotten_and_no_more() {
         let (mut switch, mut packets) = Switch::new();
-        for number in 0..5u32 {
+        for number in 0..DEPTH_MIN {
             assert!(switch.deliver(&number.to_le_bytes()));
         }
         // Ends that are nonsense, or past.
         for end in [u32::MAX, 1000, 0] {
             packets.forget(end);
         }
-        packets.forget(3);
+        packets.forget(2);
         let mut packet = packets.receive().unwrap();
-        assert_eq!(packet.bytes(), 3u32.to_le_bytes());
+        assert_eq!(packet.bytes(), 2u32.to_le_bytes());
         packets.release(packet);
-        packets.forget(3);
-        assert!(packets.receive().is_some_and(|mut packet| packet.bytes() == 4u32.to_le_bytes()));
+        packets.forget(2);
+        assert!(packets.receive().is_some_and(|mut packet| packet.bytes() == 3u32.to_le_bytes()));
     }
 
     #[test]
@@ -403,6 +410,21 @@ mod tests {
             packets.release(packet);
         }
         assert!(switch.touched.len() <= DEPTH_MIN as usize);
+    }
+
+    #[test]
+    fn what_the_switch_holds_is_asked_for_once_there_is_a_buffer() {
+        let (mut switch, mut packets) = Switch::new();
+        while switch.deliver(&[0; 60]) {}
+        assert!(!packets.is_awaited());
+        switch.window.queue().held.store(1, Ordering::Relaxed);
+        assert!(!packets.is_awaited(), "there is no buffer for it");
+        let packet = packets.receive().unwrap();
+        assert!(!packets.is_awaited());
+        packets.release(packet);
+        assert!(packets.is_awaited());
+        switch.window.queue().held.store(0, Ordering::Relaxed);
+        assert!(!packets.is_awaited());
     }
 
     #[test]

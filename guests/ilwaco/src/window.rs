@@ -53,7 +53,8 @@ pub(crate) struct Queue {
     pub arrived: AtomicU32,
     pub dropped: AtomicU32,
     pub refused: AtomicU32,
-    reserved2: [AtomicU32; 4],
+    pub held: AtomicU32,
+    reserved2: [AtomicU32; 3],
     pub send: [Entry; ENTRIES],
     pub receive: [Entry; ENTRIES],
     tail: UnsafeCell<[u8; TAIL]>,
@@ -68,6 +69,7 @@ const _: () = {
     assert!(offset_of!(Queue, arrived) == offset_of!(nic::Indices, arrived));
     assert!(offset_of!(Queue, dropped) == offset_of!(nic::Indices, dropped));
     assert!(offset_of!(Queue, refused) == offset_of!(nic::Indices, refused));
+    assert!(offset_of!(Queue, held) == offset_of!(nic::Indices, held));
     assert!(offset_of!(Queue, send) == nic::SEND_RING && offset_of!(Queue, receive) == nic::RECEIVE_RING);
     assert!(TAIL >= nic::FRAME_MAX && BUFFER >= nic::FRAME_MAX);
 };
@@ -102,7 +104,8 @@ impl<const COUNT: usize> Window<COUNT> {
                 arrived: AtomicU32::new(0),
                 dropped: AtomicU32::new(0),
                 refused: AtomicU32::new(0),
-                reserved2: [const { AtomicU32::new(0) }; 4],
+                held: AtomicU32::new(0),
+                reserved2: [const { AtomicU32::new(0) }; 3],
                 send: [const { Entry { address: AtomicU64::new(0), length: AtomicU32::new(0), reserved: AtomicU32::new(0) } };
                     ENTRIES],
                 receive: [const {

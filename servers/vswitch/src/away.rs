@@ -1,8 +1,11 @@
-//! VMs that wait for the pager: what the switch keeps of them until they are back.
+//! VMs that are waited for: what the switch keeps of them until they can receive again.
 //!
 //! A VM that has left memory, or a page of it, is brought by the pager, which may take as long as a disk does. Nobody waits for that:
 //! what the VM has to send stays in its own ring, what others send to it is *held* here, a few packets of each VM, and the
 //! switch goes on. When the pager says that the VM is back, it gets what was held, in order, and goes on sending.
+//!
+//! A VM that is in memory and has no buffer is *full*: it has not run since the last packets came. What more there is for it is held in the same way, for a moment, until it
+//! rings its doorbell. So a VM need not offer, and touch, as many buffers as a burst could have packets.
 //!
 //! Only VMs that are being waited for have a record here: one that is out of memory and left in peace costs nothing.
 
@@ -13,12 +16,18 @@ use protocol::nic::{ENTRIES, FRAME_MAX};
 
 /// Packets that can be held, of all VMs.
 pub const HELD: usize = 256;
-/// Packets that can be held for one VM.
+/// Packets that can be held for one VM that is away.
 pub const HELD_EACH: usize = 8;
+/// Packets that can be held for one VM that is full.
+pub const FULL_EACH: usize = 16;
+/// Buffers that are left for VMs that are away, however many are full.
+pub const AWAY_ONLY: usize = HELD / 2;
 /// Bytes of a buffer.
 pub const BUFFER: usize = FRAME_MAX.next_multiple_of(64);
-/// Nanoseconds for which a packet is held.
+/// Nanoseconds for which a packet is held for a VM that is away.
 pub const HOLD: u64 = 5_000_000_000;
+/// Nanoseconds for which one is held for a VM that is full.
+pub const HOLD_FULL: u64 = 200_000_000;
 /// Nanoseconds after which the pager is asked again for what it has not brought.
 pub const ASK_AGAIN: u64 = 1_000_000_000;
 /// Nanoseconds between looks at who waits.
@@ -43,11 +52,11 @@ pub struct HeldPacket {
 /// A VM that waits.
 #[derive(Debug)]
 pub struct Wait {
-    /// What the pager was asked for last.
-    pub need: Need,
-    /// When.
+    /// What the pager was asked for last; `None`: the VM is full.
+    pub need: Option<Need>,
+    /// When; or when it was found to be full.
     pub asked: u64,
-    /// The pager has brought it; it is to be looked at.
+    /// The pager has brought it, or it has rung; it is to be looked at.
     pub back: bool,
     /// It stands in the queue of those that are back.
     queued: bool,
@@ -70,6 +79,11 @@ pub struct Wait {
 }
 
 impl Wait {
+    /// Whether it is in memory, and only lacks buffers.
+    pub fn is_full(&self) -> bool {
+        self.need.is_none()
+    }
+
     /// Our indices, now that its queue page says these.
     pub fn know(&mut self, page: Own) -> Own {
         let mut own = self.own.unwrap_or(page);
@@ -87,6 +101,11 @@ impl Wait {
     pub fn drop_one(&mut self) {
         self.dropped = self.dropped.wrapping_add(1);
         self.owes = true;
+    }
+
+    fn is_overdue(&self, now: u64) -> bool {
+        let limit = if self.is_full() { HOLD_FULL } else { HOLD };
+        self.held.front().is_some_and(|packet| now.saturating_sub(packet.since) >= limit)
     }
 
     /// A length could not be written. The ring has no room for more than its entries: what is older was overwritten.
@@ -152,7 +171,18 @@ impl Waits {
     }
 
     /// The pager was asked for something of a VM and has not got it yet.
-    pub fn begin(&mut self, id: PortId, need: Need, now: u64) -> &mut Wait {
+    pub fn begin(&mut self, id: PortId, need: Need, now: u64) {
+        self.begin_wait(id, Some(need), now);
+    }
+
+    /// A VM is full. Whether it was not before.
+    pub fn begin_full(&mut self, id: PortId, now: u64) -> bool {
+        let before = self.is_full(id);
+        self.begin_wait(id, None, now);
+        !before
+    }
+
+    fn begin_wait(&mut self, id: PortId, need: Option<Need>, now: u64) {
         let wait = self.waits.entry(id).or_insert_with(|| Wait {
             need,
             asked: now,
@@ -168,7 +198,11 @@ impl Waits {
             held: VecDeque::new(),
         });
         (wait.need, wait.asked, wait.back) = (need, now, false);
-        wait
+    }
+
+    /// Whether a VM is full.
+    pub fn is_full(&self, id: PortId) -> bool {
+        self.waits.get(&id).is_some_and(Wait::is_full)
     }
 
     /// Packets for a VM that waits are held from now on.
@@ -202,9 +236,10 @@ impl Waits {
         None
     }
 
-    /// A free buffer.
-    pub fn take_buffer(&mut self) -> Option<u16> {
-        self.free.pop()
+    /// A free buffer for one more packet of a VM that waits and has `planned` more than those that are held.
+    pub fn take_buffer(&mut self, id: PortId, planned: usize) -> Option<u16> {
+        let (most, left) = if self.is_full(id) { (FULL_EACH, AWAY_ONLY) } else { (HELD_EACH, 0) };
+        if self.held(id) + planned < most && self.free.len() > left { self.free.pop() } else { None }
     }
 
     /// Gives a buffer back.
@@ -225,9 +260,9 @@ impl Waits {
         })
     }
 
-    /// When the oldest packet that is held for a VM came.
-    pub fn oldest(&self, id: PortId) -> Option<u64> {
-        self.waits.get(&id)?.held.front().map(|packet| packet.since)
+    /// Whether the oldest packet that is held for a VM is held for too long.
+    pub fn is_overdue(&self, id: PortId, now: u64) -> bool {
+        self.waits.get(&id).is_some_and(|wait| wait.is_overdue(now))
     }
 
     /// The oldest packet of a VM is done with.
@@ -248,13 +283,15 @@ impl Waits {
         Some(wait)
     }
 
-    /// The VMs that have not been brought for long, at most [`ASKS`]; and those that have packets which are too old.
+    /// The VMs that have not been brought, or have not rung, for long, at most [`ASKS`]; and those that have packets which are too old.
     pub fn overdue(&self, now: u64) -> (Vec<PortId>, Vec<PortId>) {
         let waits = || self.waits.iter();
-        let late = |wait: &Wait| !wait.back && now.saturating_sub(wait.asked) >= ASK_AGAIN;
-        let old = |wait: &Wait| wait.held.front().is_some_and(|packet| now.saturating_sub(packet.since) >= HOLD);
+        let late = |wait: &Wait| {
+            let limit = if wait.is_full() { LOOK_EVERY } else { ASK_AGAIN };
+            !wait.back && now.saturating_sub(wait.asked) >= limit
+        };
         let asks = waits().filter(|(_, wait)| late(wait)).map(|(id, _)| *id).take(ASKS).collect();
-        (asks, waits().filter(|(_, wait)| old(wait)).map(|(id, _)| *id).collect())
+        (asks, waits().filter(|(_, wait)| wait.is_overdue(now)).map(|(id, _)| *id).collect())
     }
 
     /// The pager was restarted: it has forgotten what it was asked for.

@@ -12,8 +12,8 @@
 //! 6. write indices back, only where all lengths are there.
 //!
 //! A VM has one packet looked at for each that others have: none can keep another from sending. Packets for the network
-//! wait in the sender's own ring while the driver has no room; packets for a VM without a buffer are dropped; VMs that are not in
-//! memory are waited for ([`crate::away`]), by nobody else.
+//! wait in the sender's own ring while the driver has no room; VMs that have no buffer, or are not in memory, are waited for
+//! ([`crate::away`]), by nobody else.
 
 mod deliver;
 mod pager;
@@ -83,6 +83,8 @@ struct Receiver {
     dropped: bool,
     /// One has arrived that cannot wait.
     urgent: bool,
+    /// It has become full, and is to hear of it.
+    full: bool,
     /// Buffers that were planned for, and those that were filled.
     planned: u32,
     filled: u32,
@@ -101,6 +103,7 @@ impl Receiver {
             broken: false,
             dropped: false,
             urgent: false,
+            full: false,
             planned: 0,
             filled: 0,
             holding: 0,
@@ -278,6 +281,9 @@ impl Switch {
             if let Some(port) = self.ports.get_mut(id) {
                 port.at = at;
             }
+            if self.waits.is_full(id) {
+                self.waits.brought(id);
+            }
             self.enqueue(id);
         }
     }
@@ -451,7 +457,7 @@ impl Switch {
             let Some(port) = self.ports.get(id) else {
                 continue;
             };
-            if let Some(wait) = self.waits.get_mut(id) {
+            if let Some(wait) = self.waits.get_mut(id).filter(|wait| !wait.is_full()) {
                 // Its turn comes when the pager has brought it.
                 wait.sends = true;
                 continue;
@@ -610,7 +616,7 @@ impl Switch {
             if !(turn.stalled || turn.away || turn.blocked || turn.more) || self.ports.get(turn.port).is_none() {
                 continue;
             }
-            if let Some(wait) = self.waits.get_mut(turn.port) {
+            if let Some(wait) = self.waits.get_mut(turn.port).filter(|wait| !wait.is_full()) {
                 wait.sends = true;
             } else if self.ports.begin_wait(turn.port) {
                 // It may have been queued again by `attach`; a place is never in two queues.

@@ -50,7 +50,10 @@ impl Nic {
             // What arrived before the VM became a clone was not sent to it.
             self.packets.forget(BEFORE.load(Ordering::Relaxed));
         }
-        let packet = self.packets.receive()?;
+        let Some(packet) = self.packets.receive() else {
+            self.ring_for_held();
+            return None;
+        };
         RECEIVED.fetch_add(1, Ordering::Relaxed);
         Some(packet)
     }
@@ -70,6 +73,13 @@ impl Nic {
     /// Gives the buffer of a packet back.
     pub fn release(&mut self, packet: Received) {
         self.packets.release(packet);
+    }
+
+    /// Sees to it that the switch hears of the buffers that are offered, if it waits for any.
+    fn ring_for_held(&self) {
+        if self.packets.is_awaited() {
+            doorbell::nic_later();
+        }
     }
 
     /// A buffer for a packet to send; `None` while all are in use.

@@ -2,12 +2,21 @@
 
 use super::{HEADERS, HELD, INDICES, LENGTHS, Origin, Packet, RECEIVERS, Receiver, Round, Switch, Way};
 use crate::{
-    away::{BUFFER, HELD_EACH, HeldPacket},
+    away::{BUFFER, HeldPacket, LOOK_EVERY},
     header::LOOK,
     memory::{Copy, Fate, Memory, Outcome, Place},
     queue::{Own, Page, WHOLE, receive_length},
 };
 use protocol::{memory::BATCH, nic::SWITCH_INDICES};
+
+/// Why a receiver gets no packet now.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Unfit {
+    /// All buffers that it has offered are filled, or it has offered none.
+    Full,
+    /// Its queue page, or the buffer, is not what it should be.
+    Broken,
+}
 
 /// Where a buffer for held packets is.
 pub(super) const fn buffer_place(buffer: u16) -> Place {
@@ -70,8 +79,12 @@ impl Switch {
                     continue;
                 }
                 Way::Vm(place) => match self.buffer(place, packet.length, memory) {
-                    Some(to) => to,
-                    None => {
+                    Ok(to) => to,
+                    Err(Unfit::Full) if self.is_waited_for(place, memory) => {
+                        self.plan_hold(index, place);
+                        continue;
+                    }
+                    Err(_) => {
                         self.round.packets[index].way = Way::NoBuffer(place);
                         continue;
                     }
@@ -106,15 +119,26 @@ impl Switch {
         packet.fate = Fate::Done;
     }
 
-    /// Plans to hold a packet for a receiver that is not in memory; if there is no room it is dropped.
+    /// A receiver is full: begins to wait for it, if there is room among those that are waited for.
+    fn is_waited_for(&mut self, place: usize, memory: &mut impl Memory) -> bool {
+        let port = self.round.receivers[place].port;
+        if self.waits.room() == 0 && self.waits.get(port).is_none() {
+            return false;
+        }
+        let now = memory.now();
+        self.round.receivers[place].full |= self.waits.begin_full(port, now);
+        self.look_at = self.look_at.min(now.saturating_add(LOOK_EVERY));
+        true
+    }
+
+    /// Plans to hold a packet for a receiver that is not in memory or full; if there is no room it is dropped.
     fn plan_hold(&mut self, index: usize, place: usize) {
         if self.round.packets[index].origin == Origin::Held {
             self.round.packets[index].way = Way::Stay;
             return;
         }
         let receiver = &mut self.round.receivers[place];
-        let room = self.waits.held(receiver.port) + receiver.holding < HELD_EACH;
-        match if room { self.waits.take_buffer() } else { None } {
+        match self.waits.take_buffer(receiver.port, receiver.holding) {
             Some(buffer) => {
                 receiver.holding += 1;
                 self.round.packets[index].way = Way::Hold(place, buffer);
@@ -125,18 +149,18 @@ impl Switch {
     }
 
     /// The next free buffer of a receiver.
-    fn buffer(&mut self, place: usize, length: usize, memory: &mut impl Memory) -> Option<Place> {
-        let arrived = self.own(self.round.receivers[place].known)?.arrived;
+    fn buffer(&mut self, place: usize, length: usize, memory: &mut impl Memory) -> Result<Place, Unfit> {
+        let arrived = self.own(self.round.receivers[place].known).ok_or(Unfit::Broken)?.arrived;
         let receiver = &mut self.round.receivers[place];
-        let window = self.ports.get(receiver.port)?.window;
+        let window = self.ports.get(receiver.port).ok_or(Unfit::Broken)?.window;
         let page = Page(&memory.scratch()[RECEIVERS + place * WHOLE..][..WHOLE]);
         if page.offered(arrived) <= receiver.planned {
-            return None;
+            return Err(Unfit::Full);
         }
-        let entry = page.receive(arrived.wrapping_add(receiver.planned), length, window)?;
+        let entry = page.receive(arrived.wrapping_add(receiver.planned), length, window).ok_or(Unfit::Broken)?;
         receiver.planned += 1;
         let id = receiver.port;
-        Some(self.place(id, entry.address))
+        Ok(self.place(id, entry.address))
     }
 
     /// What became of the copies of each packet.
@@ -348,10 +372,12 @@ impl Switch {
     /// Whose indices have changed, and who is to be told.
     fn find_changed(&mut self, now: u64) {
         let Round { receivers, turns, changed, known, .. } = &mut self.round;
-        let received = receivers.iter().filter(|receiver| receiver.filled > 0 || receiver.dropped);
+        let received = receivers.iter().filter(|receiver| receiver.filled > 0 || receiver.dropped || receiver.full);
         changed.extend(received.map(|receiver| {
-            let one_can_wait = receiver.filled == 1 && !receiver.urgent;
-            (receiver.port, receiver.filled > 0 && !(one_can_wait && self.quiet.begin(receiver.port, now)))
+            let one_can_wait = receiver.filled == 1 && !receiver.urgent && !receiver.full;
+            let told = receiver.filled > 0 && !(one_can_wait && self.quiet.begin(receiver.port, now));
+            // Else it could offer a buffer just now, see nothing held, and wait for ever.
+            (receiver.port, told || receiver.full)
         }));
         let looked = turns.iter().map(|turn| (turn.port, turn.taken > 0, turn.notifies[usize::from(turn.taken > 0)]));
         changed.extend(looked.filter(|(_, taken, told)| *taken || *told).map(|(port, _, told)| (port, told)));
@@ -374,7 +400,8 @@ impl Switch {
         for (index, (id, _)) in changed.iter().enumerate() {
             let window = self.ports.get(*id).map_or(0, |port| port.window.address());
             let offset = INDICES + index * Own::LENGTH;
-            let own = self.round.known.iter().find(|(known, _)| known == id).map(|(_, own)| *own).unwrap_or_default();
+            let known = self.round.known.iter().find(|(known, _)| known == id);
+            let own = Own { held: u32::from(self.waits.held(*id) > 0), ..known.map(|(_, own)| *own).unwrap_or_default() };
             memory.scratch()[offset..offset + Own::LENGTH].copy_from_slice(&own.to_bytes());
             let to = self.place(*id, window.wrapping_add(SWITCH_INDICES as u64));
             self.round.copies.push(Copy { from: Place::Scratch(offset), to, length: Own::LENGTH });

@@ -167,7 +167,11 @@ impl Switch {
         let now = memory.now();
         let (asks, old) = self.waits.overdue(now);
         for id in asks {
-            let Some(need) = self.waits.get(id).map(|wait| wait.need) else { continue };
+            let Some(need) = self.waits.get(id).and_then(|wait| wait.need) else {
+                // It may have offered buffers without ringing.
+                self.waits.brought(id);
+                continue;
+            };
             match self.bring(memory, need) {
                 Answer::Here(_) => self.waits.brought(id),
                 Answer::Later => self.wait_for(memory, need, false),
@@ -175,9 +179,12 @@ impl Switch {
             }
         }
         for id in old {
-            while self.waits.oldest(id).is_some_and(|since| now.saturating_sub(since) >= crate::away::HOLD) {
+            while self.waits.is_overdue(id, now) {
                 self.waits.release(id);
                 self.drop_held(id);
+            }
+            if self.waits.is_full(id) {
+                self.waits.brought(id);
             }
         }
         self.look_at = if self.waits.is_empty() { NEVER } else { now.saturating_add(LOOK_EVERY) };
@@ -216,9 +223,13 @@ impl Switch {
             self.deliver(memory);
         }
         for id in &back {
-            match self.waits.get(*id) {
-                // It has gone again.
-                Some(wait) if !wait.back => {}
+            match self.waits.get_mut(*id) {
+                // It has gone again, or is full; then it can still send.
+                Some(wait) if !wait.back => {
+                    if wait.is_full() && core::mem::take(&mut wait.sends) {
+                        self.enqueue(*id);
+                    }
+                }
                 // There was a gap.
                 Some(wait) if !wait.held.is_empty() => self.waits.brought(*id),
                 _ => {

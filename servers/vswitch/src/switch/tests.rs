@@ -1,5 +1,6 @@
 mod arp;
 mod away;
+mod full;
 mod world;
 
 use super::*;
@@ -141,20 +142,6 @@ fn a_vm_is_told_of_an_acknowledgement_with_what_comes_behind_it() {
     bench.arrive(&alone);
     bench.run();
     assert_eq!(bench.world.raised.len(), 1);
-}
-
-#[test]
-fn a_vm_without_a_buffer_loses_and_its_peer_does_not_wait() {
-    let mut bench = Bench::new([15, 16]);
-    (0..20).for_each(|number| bench.put(15, &between(15, 16, 100 + number)));
-    bench.run();
-    assert_eq!(bench.received(16).len(), 8);
-    assert_eq!((bench.own(16).dropped, bench.own(15).taken), (12, 20));
-    bench.offer(16, 3);
-    bench.put(15, &between(15, 16, 99));
-    bench.run();
-    assert_eq!(bench.received(16), [between(15, 16, 99)]);
-    assert_eq!((bench.own(16).arrived, bench.own(16).dropped), (9, 12));
 }
 
 #[test]
