@@ -10,7 +10,7 @@ use protocol::service::{VmNumber, pager::ImageNumber};
 /// Time in which a VM that was started at boot is to say `ready`, in nanoseconds; after it the others of its kind are started without it.
 pub const PATIENCE: u64 = 1_000_000_000;
 /// Time that the first clone has to itself, in nanoseconds: from what it does until it waits, the pager learns what others will need at once.
-pub const ALONE: u64 = 1_000_000;
+pub const ALONE: u64 = 5_000_000;
 /// Restarts of the loader leave room for this many clones of a template before each.
 const CLONES_BETWEEN_RESTARTS: u32 = 1 << 20;
 
