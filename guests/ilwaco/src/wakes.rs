@@ -15,9 +15,7 @@ pub struct Wakes(Vec<(u64, Waker)>);
 
 impl Wakes {
     /// None.
-    pub const fn new() -> Wakes {
-        Wakes(Vec::new())
-    }
+    pub const NONE: Wakes = Wakes(Vec::new());
 
     /// Asks for a wake at a time. Of several that are asked for with one waker, the earliest counts.
     pub fn set(&mut self, at: u64, waker: &Waker) {
@@ -93,7 +91,7 @@ mod tests {
     fn what_was_in_time_wakes_nobody() {
         let count = Arc::new(Count::default());
         let waker = Waker::from(count.clone());
-        let mut wakes = Wakes::new();
+        let mut wakes = Wakes::NONE;
         wakes.set(10, &waker);
         wakes.set(5, &waker);
         assert_eq!(wakes.next(1), 5);
@@ -112,7 +110,7 @@ mod tests {
         fn agrees_with_a_map(steps in proptest::collection::vec(step(), 0..60)) {
             let counts: Vec<Arc<Count>> = (0..TASKS).map(|_| Arc::default()).collect();
             let wakers: Vec<Waker> = counts.iter().cloned().map(Waker::from).collect();
-            let (mut wakes, mut map, mut woken) = (Wakes::new(), BTreeMap::new(), [0; TASKS]);
+            let (mut wakes, mut map, mut woken) = (Wakes::NONE, BTreeMap::new(), [0; TASKS]);
             for step in steps {
                 match step {
                     Step::Set(task, at) => {

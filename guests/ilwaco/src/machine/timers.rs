@@ -13,7 +13,7 @@ struct Timers {
     wakes: Mutex<RefCell<Wakes>>,
 }
 
-embassy_time_driver::time_driver_impl!(static TIMERS: Timers = Timers { wakes: Mutex::new(RefCell::new(Wakes::new())) });
+embassy_time_driver::time_driver_impl!(static TIMERS: Timers = Timers { wakes: Mutex::new(RefCell::new(Wakes::NONE)) });
 
 impl Driver for Timers {
     fn now(&self) -> u64 {

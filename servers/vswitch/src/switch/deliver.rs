@@ -401,7 +401,8 @@ impl Switch {
             let window = self.ports.get(*id).map_or(0, |port| port.window.address());
             let offset = INDICES + index * Own::LENGTH;
             let known = self.round.known.iter().find(|(known, _)| known == id);
-            let own = Own { held: u32::from(self.waits.held(*id) > 0), ..known.map(|(_, own)| *own).unwrap_or_default() };
+            let own =
+                Own { held: u32::from(self.waits.held(*id) > 0), ..known.map(|(_, own)| *own).unwrap_or_default() };
             memory.scratch()[offset..offset + Own::LENGTH].copy_from_slice(&own.to_bytes());
             let to = self.place(*id, window.wrapping_add(SWITCH_INDICES as u64));
             self.round.copies.push(Copy { from: Place::Scratch(offset), to, length: Own::LENGTH });
