@@ -65,6 +65,12 @@ impl<S: Service> Client<S> {
             .unwrap_or(Err(CallError::Kernel(Error::Busy)))
     }
 
+    /// The next call opens a session anew. For a request that must not be made twice and is made long after the last one: that the server was restarted between them is no
+    /// reason to fail.
+    pub fn close(&mut self) {
+        self.session.close();
+    }
+
     /// True once after the session had to be opened anew: what the server knew of this client is lost.
     pub fn take_restarted(&mut self) -> bool {
         self.session.take_restarted()

@@ -108,6 +108,11 @@ impl Session {
         }
     }
 
+    /// The next call opens the session anew.
+    pub fn close(&mut self) {
+        self.open = false;
+    }
+
     /// True once after the session had to be opened anew.
     pub fn take_restarted(&mut self) -> bool {
         core::mem::take(&mut self.restarted)
@@ -212,6 +217,15 @@ mod tests {
         assert!(session.take_restarted());
         assert!(!session.take_restarted());
         assert_eq!(server.calls[2..], [label::REQUEST, label::CONNECT, label::REQUEST]);
+    }
+
+    #[test]
+    fn one_that_was_closed_before_a_restart_does_not_hear_of_it() {
+        let (mut session, mut server) = (Session::NEW, Server::new(&[2]));
+        assert_eq!(call(&mut session, &mut server), Ok(Response::Done));
+        session.close();
+        assert_eq!(call(&mut session, &mut server), Ok(Response::Done));
+        assert_eq!(server.calls[2..], [label::CONNECT, label::CONNECT, label::REQUEST]);
     }
 
     #[test]

@@ -28,7 +28,8 @@ pub struct Peers {
     vdisk: Option<Client<Vdisk>>,
 }
 
-/// Asks a server; the error is what the operator is told. What only asks is asked again if the server was restarted.
+/// Asks a server; the error is what the operator is told. What only asks (`again`) is asked again if the server was restarted; what changes something is not, but that the server
+/// was restarted since the last command is no reason to fail.
 fn ask<S: Service>(
     client: &mut Option<Client<S>>,
     request: &S::Request<'_>,
@@ -37,6 +38,9 @@ fn ask<S: Service>(
     let Some(client) = client else {
         return Err(format!("the system file gives the supervisor no channel to {}", S::NAME));
     };
+    if !again {
+        client.close();
+    }
     let mut answer = client.call(request);
     if again && answer.as_ref().is_err_and(|error| *error == CallError::Restarted) {
         answer = client.call(request);

@@ -213,8 +213,7 @@ impl Loader<'_> {
     /// were made.
     fn create_clones(&mut self, peers: &mut impl Peers, new: &[&New]) -> (usize, usize) {
         let Some(kind) = new.first().and_then(|new| new.kind) else { return (0, 0) };
-        // The first clone has some time to itself.
-        if new.len() < 2 || self.templates.is_new(kind) {
+        if new.len() < 2 {
             return (0, 0);
         }
         let mut pages = core::mem::take(&mut self.pages);
