@@ -1,6 +1,7 @@
 //! Making and deleting disks: one change at a time, step by step, while requests of VMs go on.
 //!
 //! ```text
+//!  mount:   read ─▶ flush
 //!  create:  zero the blocks ─▶ flush ─▶ write the table ─▶ flush ─▶ answer
 //!  delete:                              write the table ─▶ flush ─▶ answer
 //! ```
@@ -57,6 +58,7 @@ enum Goal<T> {
 #[derive(Debug)]
 enum Step {
     Read { bytes: Vec<u8> },
+    FlushRead { bytes: Vec<u8> },
     Zero { disk: Disk, done: u64, piece: u64 },
     FlushZeros,
     Write { first: u64, bytes: Vec<u8>, done: usize },
@@ -244,7 +246,7 @@ impl<T: Copy> Server<T> {
                 machine.write_buffer(slot, &rest[..count as usize * BLOCK]);
                 machine.submit(slot, Operation::Write, *first + (*done / BLOCK) as u64, count);
             }
-            Step::FlushZeros | Step::FlushTable => machine.submit(slot, Operation::Flush, 0, 0),
+            Step::FlushRead { .. } | Step::FlushZeros | Step::FlushTable => machine.submit(slot, Operation::Flush, 0, 0),
         }
     }
 
@@ -265,9 +267,13 @@ impl<T: Copy> Server<T> {
                 machine.read_buffer(slot, &mut bytes[done..]);
                 machine.give_back(slot);
                 if bytes.len() as u64 == DATA_FIRST * BLOCK as u64 {
-                    self.mounted(&job);
-                    return true;
+                    job.step = Step::FlushRead { bytes: core::mem::take(bytes) };
                 }
+            }
+            Step::FlushRead { .. } => {
+                machine.give_back(slot);
+                self.mounted(&job);
+                return true;
             }
             Step::Zero { disk, done, piece } => {
                 machine.give_back(slot);
@@ -297,9 +303,9 @@ impl<T: Copy> Server<T> {
         true
     }
 
-    /// All of the table was read.
+    /// All of the table was read, and is safe.
     fn mounted(&mut self, job: &Job<T>) {
-        let (Goal::Mount(blocks), Step::Read { bytes }) = (&job.goal, &job.step) else { return };
+        let (Goal::Mount(blocks), Step::FlushRead { bytes }) = (&job.goal, &job.step) else { return };
         match Store::read(bytes, *blocks) {
             Ok(Some(store)) => {
                 let ((all, free), count) = (store.table.space(), store.table.len());

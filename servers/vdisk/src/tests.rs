@@ -469,6 +469,32 @@ proptest! {
     }
 }
 
+/// A server dies when it has written a table and not flushed it; the next one finds that table, and begins to overwrite the other; then the power is cut.
+#[test]
+fn what_was_answered_outlives_a_death_and_a_cut() {
+    for seed in 0..300 {
+        let mut system = System::new(seed, DATA_FIRST + 50);
+        for name in ["kept", "deleted", "first", "second"] {
+            assert_eq!(system.create(name, 1), Response::Done);
+        }
+        assert_eq!(system.ask(Request::Delete("deleted".into())), Response::Done);
+        for name in ["first", "second"] {
+            system.begin(Request::Delete(name.into()));
+            for _ in 0..system.model.chance.below(4) {
+                system.round();
+            }
+            if name == "first" {
+                system.restart();
+                system.settle();
+            }
+        }
+        system.model.cut();
+        system.restart();
+        system.settle();
+        assert_eq!((system.find("deleted"), system.find("kept").is_some()), (None, true), "{seed}");
+    }
+}
+
 #[test]
 fn a_disk_is_written_by_one_or_read_by_many() {
     let mut system = System::new(1, DATA_FIRST + 50);

@@ -33,6 +33,8 @@
 //! * A change writes the *older* copy whole, with the next generation, and flushes. Until that is done the newer copy is untouched and is
 //!   the truth; a copy that was cut in the middle fails its CRC. So after a cut the table is that before the change or that after it.
 //! * A change is answered after the flush. So what was answered is there.
+//! * A server that begins flushes what it has read. What it found may be a table that one before it wrote and died before it was safe; and the next
+//!   change overwrites the other copy, which would be the only one after a cut.
 //! * A disk's blocks are zeroed, and that flushed, before the table that names them is written: a disk never shows what was deleted.
 //! * Blocks of a deleted disk are given to another one only after the table without it is safe. So no two disks that a table after a cut
 //!   can name share blocks, and writing to one never changes another.
