@@ -90,6 +90,7 @@ fn queues() {
         offset_of!(nic::Indices, arrived),
         offset_of!(nic::Indices, dropped),
         offset_of!(nic::Indices, refused),
+        offset_of!(nic::Indices, held),
         nic::SEND_RING,
         nic::RECEIVE_RING,
         0,
