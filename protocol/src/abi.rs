@@ -41,7 +41,8 @@ pub enum Number {
     Reply = 3,
     /// Delivers a message to a domain that is waiting, expecting no reply; [`Error::Busy`] if it is not waiting. Never blocks.
     Send = 4,
-    /// *guest* Waits until an enabled virtual interrupt is pending or the deadline in `rdi` is past.
+    /// *guest* Rings the doorbells of the devices whose bits ([`crate::domain::Device::bit`]) are set in `rsi`, then waits until an enabled virtual interrupt is pending or the deadline in
+    /// `rdi` is past.
     Idle = 5,
     /// *guest* Ends the calling domain with the code in `rdi`.
     Exit = 6,

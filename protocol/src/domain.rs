@@ -40,6 +40,13 @@ pub enum Device {
     Console = 3,
 }
 
+impl Device {
+    /// Its bit among doorbells that are rung together.
+    pub const fn bit(self) -> u64 {
+        1 << self as u8
+    }
+}
+
 /// Event queues of a domain: traps, then one for each [`Device`].
 pub const QUEUES: usize = 4;
 /// The queue of traps.

@@ -14,7 +14,7 @@ use crate::{
 };
 use protocol::{
     abi::{Error, Reply, Target},
-    domain::{Event, EventKind, QUEUES, TRAP_QUEUE, queue_line},
+    domain::{Device, Event, EventKind, QUEUES, TRAP_QUEUE, queue_line},
     memory::BATCH,
 };
 
@@ -158,6 +158,20 @@ impl<M: Machine> Kernel<M> {
             device @ 1..=3 => Ok(self.post(me, device as u8)?),
             _ => Err(Error::BadArgument.into()),
         }
+    }
+
+    /// Rings the doorbells of the devices whose bits are set; other bits are refused. A service that is not there looks at all queues when it is back.
+    pub(crate) fn ring(&mut self, me: Frame, doorbells: u64) -> Result<(), Error> {
+        let all = Device::Nic.bit() | Device::Disk.bit() | Device::Console.bit();
+        if doorbells & !all != 0 {
+            return Err(Error::BadArgument);
+        }
+        for device in 1..=3 {
+            if doorbells >> device & 1 != 0 {
+                let _ = self.post(me, device);
+            }
+        }
+        Ok(())
     }
 
     /// `Number::Collect`.

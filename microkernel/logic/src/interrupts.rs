@@ -235,7 +235,11 @@ impl<M: Machine> Kernel<M> {
 
     /// `Number::Idle`.
     pub(crate) fn idle(&mut self, me: Frame) -> Outcome {
-        let deadline = self.machine.block(me).registers.rdi;
+        let registers = &self.machine.block(me).registers;
+        let (deadline, doorbells) = (registers.rdi, registers.words[0]);
+        if doorbells != 0 {
+            self.ring(me, doorbells)?;
+        }
         if let Some(page) = self.register_page_to_write(me) {
             let pending = page.pending(&self.machine) | core::mem::take(&mut self.machine.block_mut(me).pending);
             page.set_pending(&mut self.machine, pending);

@@ -204,7 +204,12 @@ pub fn wait(accept: Option<u8>, deadline: u64) -> Result<Woken> {
 
 /// Waits until an enabled virtual interrupt is pending or the deadline is past (nanoseconds since kernel entry).
 pub fn idle(deadline: u64) {
-    let _ = simple(Number::Idle, [deadline, 0, 0, 0, 0]);
+    ring_and_idle(0, deadline);
+}
+
+/// The same; rings doorbells before: those of the devices whose bits ([`protocol::domain::Device::bit`]) are set. A service that is not there looks at all queues when it is back.
+pub fn ring_and_idle(doorbells: u64, deadline: u64) {
+    let _ = simple(Number::Idle, [deadline, doorbells, 0, 0, 0]);
 }
 
 /// Ends the calling domain.

@@ -1,4 +1,4 @@
-//! Doorbells, rung once for a batch.
+//! Doorbells, rung once for a batch: with the hypercall that ends the round, or before another round.
 
 use core::sync::atomic::{AtomicBool, Ordering};
 use protocol::domain::Device;
@@ -16,11 +16,23 @@ pub fn disk_later() {
     DISK.store(true, Ordering::Relaxed);
 }
 
-/// Rings what is to be rung.
-pub(super) fn ring() {
+/// What is to be rung, which the caller does: bits of devices.
+pub(super) fn take() -> u64 {
+    let mut doorbells = 0;
     for (due, device) in [(&NIC, Device::Nic), (&DISK, Device::Disk)] {
         if due.load(Ordering::Relaxed) {
             due.store(false, Ordering::Relaxed);
+            doorbells |= device.bit();
+        }
+    }
+    doorbells
+}
+
+/// Rings what is to be rung.
+pub(super) fn ring() {
+    let doorbells = take();
+    for device in [Device::Nic, Device::Disk] {
+        if doorbells & device.bit() != 0 {
             now(device);
         }
     }

@@ -55,7 +55,6 @@ pub(super) fn run<F: Future<Output = ()> + 'static>(main: impl FnOnce(Spawner) -
             // SAFETY: there is one executor, polled here only, not by itself.
             unsafe { executor.poll() };
         }
-        doorbell::ring();
         lines::poll();
         let deadline = timers::next(clock::now());
         rounds = rounds.wrapping_add(1);
@@ -63,6 +62,7 @@ pub(super) fn run<F: Future<Output = ()> + 'static>(main: impl FnOnce(Spawner) -
             assert!(stack::is_sound(), "stack overflow");
         }
         if READY.load(Ordering::Relaxed) {
+            doorbell::ring();
             continue;
         }
         let deadline = ready::idle(deadline);
@@ -70,7 +70,7 @@ pub(super) fn run<F: Future<Output = ()> + 'static>(main: impl FnOnce(Spawner) -
         if !READY.load(Ordering::Relaxed) {
             // A line that became pending after `poll` is still pending: then this returns at once.
             start::waits();
-            hypercall::idle(deadline);
+            hypercall::ring_and_idle(doorbell::take(), deadline);
         }
     }
 }

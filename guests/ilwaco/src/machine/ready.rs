@@ -1,6 +1,6 @@
 //! `ready`: the VM has started, and what it is now is a template for others.
 
-use super::{clock, console, nic, random, start, vm};
+use super::{clock, console, doorbell, nic, random, start, vm};
 use core::{
     convert::Infallible,
     future::{pending, poll_fn},
@@ -62,6 +62,8 @@ pub(super) fn idle(deadline: u64) -> u64 {
     if !WANTED.load(Ordering::Relaxed) {
         return deadline;
     }
+    // Those that wait for quiet have something to do.
+    doorbell::ring();
     let now = clock::now();
     if UNTIL.load(Ordering::Relaxed) == 0 {
         UNTIL.store(now + PATIENCE, Ordering::Relaxed);

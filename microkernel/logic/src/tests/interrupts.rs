@@ -6,6 +6,7 @@ use core::mem::offset_of;
 use proptest::prelude::*;
 use protocol::{
     abi::{NEVER, Target, Wake},
+    domain::Device,
     registers::RegisterPage,
 };
 
@@ -156,6 +157,27 @@ fn idle_ends_by_time_and_is_rewarded() {
     world.kernel.timer_interrupt();
     assert_eq!(world.state(vm), State::Runnable);
     assert_eq!(Reply(world.registers(vm).rax), Reply::OK);
+}
+
+#[test]
+fn idle_rings_before_it_waits() {
+    let (mut world, switch, vms) = switch_and_idle_vms(2);
+    world.kernel.raise(vms[0], 1);
+    // With what is pending it does not wait, but it has rung.
+    world.simple(vms[0], Number::Idle, NEVER, &[Device::Nic.bit()]).unwrap();
+    assert_eq!((world.state(vms[0]), world.kernel.running()), (State::Runnable, vms[0]));
+    // Nobody is behind its disk.
+    world.kernel.raise(vms[1], 1);
+    world.kernel.machine.block_mut(vms[1]).pending = 0;
+    world.enter(vms[1], Request::new(Number::Idle), NEVER, &[Device::Nic.bit() | Device::Disk.bit()], 0);
+    assert_eq!(world.state(vms[1]), State::Idle);
+    let found = world.simple(switch, Number::Collect, 1, &[BASE, 8]).unwrap();
+    assert_eq!(found.rdi, 2);
+    for doorbells in [1, 1 << 4, u64::MAX] {
+        assert_eq!(world.simple(vms[0], Number::Idle, NEVER, &[doorbells]).unwrap_err(), Error::BadArgument);
+    }
+    let found = world.simple(switch, Number::Collect, 1, &[BASE, 8]).unwrap();
+    assert_eq!(found.rdi, 0, "a wrong request does nothing");
 }
 
 #[test]
