@@ -36,7 +36,7 @@ pub(super) struct First {
 }
 
 impl First {
-    fn clear(&mut self) {
+    pub(super) fn clear(&mut self) {
         self.copies.clear();
         self.filled.clear();
         self.maps.clear();
@@ -254,20 +254,29 @@ impl Pager<'_> {
         first: &mut First,
     ) -> Result<VmRef, Response> {
         let frame = self.frames.find(place, Usage::Page(0)).ok_or(Response::NotFound)?;
+        self.tables(place, 0, &mut first.operations).ok_or(Response::OutOfMemory)?;
+        first.operations.push(self.map_page(0, frame, 1, Access::WRITE));
+        if !self.add_maps(place, Some(space::leaf(0)), first) {
+            return Err(Response::OutOfMemory);
+        }
+        machine::map_all(machine, vm, &mut first.operations).map_err(|_| Response::OutOfMemory)?;
+        Ok(vm)
+    }
+
+    /// Adds what is to be mapped to what is done, with the page tables that are missing for it; `leaf`: the leaf table that is known to be there. `false`: there is no frame for a
+    /// table, and neither the page that lacks it nor those behind it are added.
+    #[inline(always)]
+    pub(super) fn add_maps(&mut self, place: u32, mut leaf: Option<u32>, first: &mut First) -> bool {
         let First { maps, operations, .. } = first;
-        self.tables(place, 0, operations).ok_or(Response::OutOfMemory)?;
-        operations.push(self.map_page(0, frame, 1, Access::WRITE));
-        let mut last = space::leaf(0);
         for map in maps.drain(..) {
             let page = space::page_of(map.address);
-            if space::leaf(page) != last {
-                self.tables(place, page, operations).ok_or(Response::OutOfMemory)?;
-                last = space::leaf(page);
+            let new = leaf.replace(space::leaf(page)) != Some(space::leaf(page));
+            if new && self.tables(place, page, operations).is_none() {
+                return false;
             }
             operations.push(map);
         }
-        machine::map_all(machine, vm, operations).map_err(|_| Response::OutOfMemory)?;
-        Ok(vm)
+        true
     }
 
     /// Adds the page tables that are missing for a page.

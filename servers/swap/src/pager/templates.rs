@@ -200,7 +200,8 @@ impl Pager<'_> {
         let Some((image, at)) = self.vms.get(place).and_then(|vm| Some((vm.image, vm.at()?))) else { return };
         let Some(template) = self.template_mut(image) else { return };
         let plan = core::mem::take(&mut template.then);
-        let mut first = First::default();
+        let mut first = core::mem::take(&mut self.first);
+        first.clear();
         let planned = self.add_planned(place, &plan, &mut first);
         if let Some(template) = self.template_mut(image) {
             template.then = plan;
@@ -209,24 +210,17 @@ impl Pager<'_> {
         let filled = planned.is_ok() && copied && first.copies.iter().all(|copy| copy.status == 0);
         if !filled {
             // It gets them one by one.
-            first.filled.into_iter().for_each(|frame| self.give(place, frame));
+            first.filled.iter().for_each(|frame| self.give(place, *frame));
+            self.first = first;
             return;
         }
-        let mut operations = Vec::with_capacity(first.maps.len() + 8);
-        let mut last = None;
-        for map in first.maps {
-            let page = space::page_of(map.address);
-            if last.replace(space::leaf(page)) != Some(space::leaf(page))
-                && self.tables(place, page, &mut operations).is_none()
-            {
-                break;
-            }
-            operations.push(map);
-        }
-        first.filled.into_iter().for_each(|frame| self.frames.promote(frame));
-        if machine::map_all(machine, at, &mut operations).is_err() {
+        // Those for which there is no table come by faults.
+        self.add_maps(place, None, &mut first);
+        first.filled.iter().for_each(|frame| self.frames.promote(*frame));
+        if machine::map_all(machine, at, &mut first.operations).is_err() {
             self.stop(place, fault::REFUSED);
         }
+        self.first = first;
     }
 
     fn template_mut(&mut self, image: u32) -> Option<&mut Template> {
