@@ -7,6 +7,8 @@ use crate::machine::serial::Line;
 
 /// What they begin with, wherever in a line of the console.
 const MARK: &str = "FIGURES";
+/// Bytes of a frame.
+const PAGE: u64 = 4096;
 
 /// All figures of one time.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -43,6 +45,15 @@ impl Figures {
     /// Those whose names begin so, with the rest of the name.
     pub fn of<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = (&'a str, u64)> {
         self.values.iter().filter_map(move |(key, value)| Some((key.strip_prefix(prefix)?, *value)))
+    }
+
+    /// Bytes in use by part of the system. What the pool does not have counts from the most that it could have.
+    pub fn parts(&self) -> BTreeMap<String, i64> {
+        let mut parts: BTreeMap<_, _> =
+            self.of("heap-").map(|(server, bytes)| (format!("heap-of-{server}"), bytes as i64)).collect();
+        parts.insert("frames-of-the-pager".into(), (self.get("own") * PAGE) as i64);
+        parts.insert("outside-the-pool".into(), -((self.get("frames") * PAGE) as i64));
+        parts
     }
 }
 

@@ -6,6 +6,8 @@
 mod boot;
 mod disk;
 mod drivers;
+mod figures;
+mod harness;
 mod ipc;
 pub mod result;
 mod scale;

@@ -246,7 +246,9 @@ impl<T: Copy> Server<T> {
                 machine.write_buffer(slot, &rest[..count as usize * BLOCK]);
                 machine.submit(slot, Operation::Write, *first + (*done / BLOCK) as u64, count);
             }
-            Step::FlushRead { .. } | Step::FlushZeros | Step::FlushTable => machine.submit(slot, Operation::Flush, 0, 0),
+            Step::FlushRead { .. } | Step::FlushZeros | Step::FlushTable => {
+                machine.submit(slot, Operation::Flush, 0, 0)
+            }
         }
     }
 

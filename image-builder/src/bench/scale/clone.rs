@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use miette::{Result, miette};
 
+use crate::bench::harness::Bench;
 use crate::bench::result::{self, Measurement};
-use crate::bench::swap::Bench;
 use crate::session::Session;
 use crate::ui::Step;
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use miette::{Result, miette};
 
 use crate::bench::build;
-use crate::bench::swap::Bench;
+use crate::bench::harness::Bench;
 use crate::machine::lan::{Ask, Lan, page};
 use crate::session::Session;
 use crate::ui::Step;

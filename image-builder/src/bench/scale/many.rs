@@ -10,9 +10,8 @@ use miette::{Result, miette};
 
 use super::fleet::{Fleet, Size};
 use super::result;
+use crate::bench::figures::Figures;
 use crate::bench::result::{Better, Measurement};
-use crate::bench::swap::bytes;
-use crate::bench::swap::figures::Figures;
 use crate::interrupt;
 use crate::machine::power::Chance;
 use crate::session::Session;
@@ -117,7 +116,7 @@ fn at_rest(fleet: &mut Fleet) -> Result<BTreeMap<String, i64>> {
             if figures.get("suspended") != 0 {
                 return Err(miette!("VMs have left memory: what they take cannot be told"));
             }
-            let mut parts = bytes::parts(figures);
+            let mut parts = figures.parts();
             let used = figures.get("frames").saturating_sub(figures.get("free") + figures.get("own"));
             parts.insert("frames-of-vms".into(), (used * 4096) as i64);
             return Ok(parts);

@@ -4,13 +4,12 @@
 //! suspended. So what there is more of with more VMs is what the system keeps of those that are suspended: in the heaps of all servers, in frames that
 //! the pager has for itself, and in memory that the pool does not have at all (the kernel's own, and the manifest, which names every VM).
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use miette::{Result, miette};
 
-use super::figures::Figures;
 use super::{Bench, build, plain, result};
+use crate::bench::figures::Figures;
 use crate::bench::result::{Better, Measurement};
 use crate::interrupt;
 use crate::session::Session;
@@ -21,7 +20,6 @@ const COUNTS: [u64; 2] = [1100, 2200];
 /// Figures in a row that must be the same before the system is taken to be at rest.
 const SAME: usize = 3;
 const LIMIT: Duration = Duration::from_secs(120);
-const PAGE: u64 = 4096;
 
 pub(super) fn measure(session: &mut Session) -> Result<Vec<Measurement>> {
     let fewer = at_rest(session, COUNTS[0])?;
@@ -30,7 +28,7 @@ pub(super) fn measure(session: &mut Session) -> Result<Vec<Measurement>> {
     if suspended == 0 {
         return Err(miette!("no more VMs are suspended of {} than of {}", COUNTS[1], COUNTS[0]));
     }
-    let [before, after] = [parts(&fewer), parts(&more)];
+    let [before, after] = [fewer.parts(), more.parts()];
     let mut all = Vec::new();
     let mut sum = 0.0;
     for (part, bytes) in &after {
@@ -42,15 +40,6 @@ pub(super) fn measure(session: &mut Session) -> Result<Vec<Measurement>> {
     let params = format!("vms={}-{} suspended={suspended}", COUNTS[0], COUNTS[1]);
     all.insert(0, result("bytes-per-swapped-vm", sum, "bytes", Better::Lower, &params));
     Ok(all)
-}
-
-/// Bytes in use by part of the system. What the pool does not have counts from the most that it could have.
-pub fn parts(figures: &Figures) -> BTreeMap<String, i64> {
-    let mut parts: BTreeMap<_, _> =
-        figures.of("heap-").map(|(server, bytes)| (format!("heap-of-{server}"), bytes as i64)).collect();
-    parts.insert("frames-of-the-pager".into(), (figures.get("own") * PAGE) as i64);
-    parts.insert("outside-the-pool".into(), -((figures.get("frames") * PAGE) as i64));
-    parts
 }
 
 /// The figures of a system with so many VMs, once nothing changes any more.

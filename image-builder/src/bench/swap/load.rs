@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use miette::{Result, miette};
 
-use super::figures::Figures;
 use super::{Bench, build, result};
+use crate::bench::figures::Figures;
 use crate::bench::result::{Better, Measurement};
 use crate::machine::lan::{Ask, Lan};
 use crate::machine::qmp::Qmp;

@@ -12,9 +12,9 @@ use std::time::Duration;
 
 use miette::{Result, miette};
 
-use super::figures::{numbers, rate};
 use super::{Bench, build, plain, result};
 use crate::bench::disk;
+use crate::bench::figures::{numbers, rate};
 use crate::bench::result::{Better, Measurement};
 use crate::session::Session;
 use crate::ui::Step;

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use miette::{Result, miette};
 
-use super::figures::{Figures, numbers};
 use super::{Bench, build, result};
+use crate::bench::figures::{Figures, numbers};
 use crate::bench::result::{Better, Measurement};
 use crate::session::Session;
 use crate::ui::Step;
