@@ -214,6 +214,7 @@ impl Server {
             memory_bytes: vm::memory(),
             heap_bytes: vm::heap_used(),
             interrupts: figures.interrupts,
+            waits: figures.waits,
             packets_sent: figures.packets_sent,
             packets_received: figures.packets_received,
             packets_dropped: figures.packets_dropped,

@@ -36,6 +36,8 @@ pub struct Facts {
     pub heap_bytes: u64,
     /// Virtual interrupts taken.
     pub interrupts: u64,
+    /// Times that it has waited, with nothing left to do.
+    pub waits: u64,
     /// Packets sent.
     pub packets_sent: u64,
     /// Packets received.
@@ -137,6 +139,7 @@ impl Facts {
             memory_bytes: 1 << 20,
             heap_bytes: 8192,
             interrupts: 1,
+            waits: 8,
             packets_sent: 2,
             packets_received: 3,
             packets_dropped: 4,

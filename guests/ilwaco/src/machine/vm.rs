@@ -1,7 +1,7 @@
 //! What the VM is: identity, addresses, memory, arguments, figures.
 
 pub use super::start::{Start, start};
-use super::{clock, heap, lines, nic, registers::loaded};
+use super::{clock, heap, lines, nic, registers::loaded, start};
 use alloc::string::String;
 use core::{fmt, mem::offset_of};
 use protocol::registers::{self, RegisterPage};
@@ -97,6 +97,8 @@ pub fn clone_generation() -> u32 {
 pub struct Figures {
     /// Virtual interrupts taken.
     pub interrupts: u64,
+    /// Times that it has waited, with nothing left to do; of a clone, since it is one.
+    pub waits: u64,
     /// Packets sent.
     pub packets_sent: u64,
     /// Packets received.
@@ -110,6 +112,7 @@ pub fn figures() -> Figures {
     let nic = nic::counters();
     Figures {
         interrupts: lines::taken(),
+        waits: start::count(),
         packets_sent: nic.sent,
         packets_received: nic.received,
         packets_dropped: nic.dropped,
