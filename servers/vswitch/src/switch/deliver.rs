@@ -374,7 +374,7 @@ impl Switch {
         let Round { receivers, turns, changed, known, .. } = &mut self.round;
         let received = receivers.iter().filter(|receiver| receiver.filled > 0 || receiver.dropped || receiver.full);
         changed.extend(received.map(|receiver| {
-            let one_can_wait = receiver.filled == 1 && !receiver.urgent && !receiver.full;
+            let one_can_wait = receiver.filled == 1 && !receiver.urgent;
             let told = receiver.filled > 0 && !(one_can_wait && self.quiet.begin(receiver.port, now));
             // Else it could offer a buffer just now, see nothing held, and wait for ever.
             (receiver.port, told || receiver.full)

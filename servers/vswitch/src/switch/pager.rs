@@ -183,9 +183,6 @@ impl Switch {
                 self.waits.release(id);
                 self.drop_held(id);
             }
-            if self.waits.is_full(id) {
-                self.waits.brought(id);
-            }
         }
         self.look_at = if self.waits.is_empty() { NEVER } else { now.saturating_add(LOOK_EVERY) };
     }

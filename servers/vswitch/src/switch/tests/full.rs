@@ -144,6 +144,18 @@ fn vms_that_are_full_leave_buffers_for_those_that_are_away() {
 }
 
 #[test]
+fn with_too_many_that_are_waited_for_a_full_vm_loses() {
+    let mut bench = Bench::new([15, 16, 17]);
+    bench.switch.waits = crate::away::Waits::with_room(1);
+    bench.flood(15, 16, OFFERED + 1);
+    bench.flood(15, 17, OFFERED + 2);
+    assert_eq!((bench.held(16), bench.held(17), bench.own(17).dropped), (1, 0, 2));
+    // One that is waited for already has its place.
+    bench.flood(15, 16, 1);
+    assert_eq!(bench.held(16), 2);
+}
+
+#[test]
 fn a_buffer_that_is_none_loses_what_comes() {
     let mut bench = Bench::new([15, 16]);
     bench.entry(16, protocol::nic::RECEIVE_RING, 0, BASE + 0x1000, 10);
