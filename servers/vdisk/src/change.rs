@@ -351,7 +351,8 @@ impl<T: Copy> Server<T> {
         }
         match &job.goal {
             Goal::Mount(_) => {
-                let why = format!("the table of disks cannot be read: {status}");
+                let what = if matches!(job.step, Step::FlushRead { .. }) { "made safe" } else { "read" };
+                let why = format!("the table of disks cannot be {what}: {status}");
                 self.changes.notes.push(format!("no virtual disks: {why}"));
                 self.changes.state = State::Closed(why);
             }

@@ -66,7 +66,10 @@ fn rate(session: &mut Session, vms: u64) -> Result<(f64, f64)> {
     let each: Vec<_> = (0..vms).map(object).collect();
     let mut chance = Chance(vms);
     let asks: Vec<_> = (0..REQUESTS).map(|_| object(chance.next() % vms)).collect();
-    fleet.lan.ask_all(&each, AT_ONCE, PATIENCE)?;
+    let unanswered = fleet.lan.ask_all(&each, AT_ONCE, PATIENCE)?.iter().filter(|outcome| outcome.is_err()).count();
+    if unanswered > 0 {
+        return Err(miette!("of {vms} VMs {unanswered} have not given the object"));
+    }
     let step = Step::start(format!("Asking {vms} VMs by chance"));
     let (busy, begun) = (fleet.busy()?, std::time::Instant::now());
     let outcomes = fleet.lan.ask_all(&asks, AT_ONCE, PATIENCE)?;

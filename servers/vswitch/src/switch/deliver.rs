@@ -80,7 +80,7 @@ impl Switch {
                 }
                 Way::Vm(place) => match self.buffer(place, packet.length, memory) {
                     Ok(to) => to,
-                    Err(Unfit::Full) if self.is_waited_for(place, memory) => {
+                    Err(Unfit::Full) if self.wait_for_buffer(place, memory) => {
                         self.plan_hold(index, place);
                         continue;
                     }
@@ -119,8 +119,8 @@ impl Switch {
         packet.fate = Fate::Done;
     }
 
-    /// A receiver is full: begins to wait for it, if there is room among those that are waited for.
-    fn is_waited_for(&mut self, place: usize, memory: &mut impl Memory) -> bool {
+    /// A receiver is full: waits for it from now on. `false`: there is no room among those that are waited for.
+    fn wait_for_buffer(&mut self, place: usize, memory: &mut impl Memory) -> bool {
         let port = self.round.receivers[place].port;
         if self.waits.room() == 0 && self.waits.get(port).is_none() {
             return false;
