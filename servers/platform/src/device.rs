@@ -1,6 +1,9 @@
 //! What a PCI function says of itself, and which of its configuration a driver may write.
 
-use crate::config::{Access, BAR, COMMAND, Config, LENGTH, PciAddress, command, location, set_command};
+use crate::{
+    bars::{BARS, Lengths, bars},
+    config::{Access, BAR, COMMAND, Config, LENGTH, PciAddress, command, location, set_command},
+};
 use alloc::vec::Vec;
 use core::ops::Range;
 use pci_types::{
@@ -9,8 +12,6 @@ use pci_types::{
 };
 use protocol::service::platform::{Bar, DeviceInfo};
 
-/// Base address registers of a function.
-pub const BARS: u8 = 6;
 /// Offset of the interrupt line (bits 0-7) and pin (bits 8-15).
 const INTERRUPT: u16 = 0x3c;
 /// First byte behind the header, where capabilities lie.
@@ -40,6 +41,8 @@ pub struct Device {
     pub device: u16,
     /// Class (bits 16-23), subclass (8-15), programming interface (0-7).
     pub class: u32,
+    /// How long its registers are.
+    pub lengths: Lengths,
     /// Its base address registers that are in use.
     pub bars: Vec<Bar>,
     /// Its MSI-X capability.
@@ -59,22 +62,22 @@ pub struct Device {
 }
 
 impl Device {
-    /// Reads a function's header and capabilities, and finds the sizes of its registers.
-    ///
-    /// The registers are not decoded while their sizes are found; nobody may use the device meanwhile.
-    pub fn read(config: &impl Config, address: PciAddress) -> Option<Device> {
+    /// Reads a function's header and capabilities. Nothing is written if the lengths of its registers are known; else nobody may use it meanwhile.
+    pub fn read(config: &impl Config, address: PciAddress, lengths: Option<Lengths>) -> Option<Device> {
         let access = Access(config);
         let header = PciHeader::new(address);
         let (vendor, device) = header.id(&access);
         let (_, class, subclass, interface) = header.revision_and_class(&access);
         let endpoint = EndpointHeader::from_header(header, &access)?;
         let (pin, line) = endpoint.interrupt(&access);
-        let (bars, unplaced) = bars(config, address);
+        let lengths = lengths.unwrap_or_else(|| Lengths::probe(config, address));
+        let (bars, unplaced) = bars(config, address, &lengths);
         let mut found = Device {
             address,
             vendor,
             device,
             class: u32::from(class) << 16 | u32::from(subclass) << 8 | u32::from(interface),
+            lengths,
             bars,
             unplaced,
             msix: None,
@@ -258,70 +261,6 @@ fn capability_length(header: u32) -> u16 {
     }
 }
 
-/// The base address registers in use, and those that would be if the firmware had given them an address.
-fn bars(config: &impl Config, address: PciAddress) -> (Vec<Bar>, Vec<u8>) {
-    let decode = CommandRegister::MEMORY_ENABLE | CommandRegister::IO_ENABLE;
-    let before = command(config, address);
-    set_command(config, address, before.difference(decode));
-    let (mut bars, mut unplaced) = (Vec::new(), Vec::new());
-    let mut number = 0;
-    while number < BARS {
-        let (bar, registers) = bar(config, address, number);
-        match bar {
-            Found::Placed(bar) => bars.push(bar),
-            Found::Unplaced => unplaced.push(number),
-            Found::Unused => {}
-        }
-        number += registers;
-    }
-    set_command(config, address, before);
-    (bars, unplaced)
-}
-
-/// What a base address register is.
-enum Found {
-    /// In use.
-    Placed(Bar),
-    /// Without an address, or with one that is impossible.
-    Unplaced,
-    /// Not there.
-    Unused,
-}
-
-/// One base address register, and how many registers it takes.
-fn bar(config: &impl Config, address: PciAddress, number: u8) -> (Found, u8) {
-    let offset = BAR + u16::from(number) * 4;
-    let probe = |offset| {
-        let value = config.read(address, offset);
-        config.write(address, offset, !0);
-        let mask = config.read(address, offset);
-        config.write(address, offset, value);
-        (value, mask)
-    };
-    let (low, low_mask) = probe(offset);
-    let memory = low & 1 == 0;
-    let wide = memory && low >> 1 & 3 == 2;
-    let ((high, high_mask), registers) = match wide {
-        true if number + 1 < BARS => (probe(offset + 4), 2),
-        true => return (Found::Unused, 1),
-        false => ((0, !0), 1),
-    };
-    let flags: u64 = if memory { 0xf } else { 0x3 };
-    // An I/O register may decode 16 bits only.
-    let low_mask = if memory || low_mask >> 16 != 0 { low_mask } else { low_mask | 0xffff_0000 };
-    let mask = (u64::from(high_mask) << 32 | u64::from(low_mask)) & !flags;
-    let start = (u64::from(high) << 32 | u64::from(low)) & !flags;
-    let length = mask & mask.wrapping_neg();
-    let is_used = low_mask & !(flags as u32) != 0 || wide && high_mask != 0;
-    let is_placed = start != 0 && start.checked_add(length).is_some();
-    let found = match (is_used, is_placed) {
-        (true, true) => Found::Placed(Bar { number, address: start, length, memory }),
-        (true, false) => Found::Unplaced,
-        (false, _) => Found::Unused,
-    };
-    (found, registers)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -331,7 +270,7 @@ mod tests {
     #[test]
     fn finds_registers_and_capabilities() {
         let bus = Bus::new([Function::virtio_net(3)]);
-        let device = Device::read(&bus, Function::address(3)).unwrap();
+        let device = Device::read(&bus, Function::address(3), None).unwrap();
         assert_eq!((device.vendor, device.device, device.class), (0x1af4, 0x1041, 0x02_0000));
         let bar = |number, address, length, memory| Bar { number, address, length, memory };
         let expected =
@@ -343,12 +282,17 @@ mod tests {
         // Sizing left everything as it was.
         assert_eq!(bus.read(device.address, BAR + 4), 0xfeb9_1000);
         assert_eq!(bus.read(device.address, COMMAND) & 0xffff, 0x0003);
+
+        let writes = bus.writes();
+        let again = Device::read(&bus, Function::address(3), Some(device.lengths)).unwrap();
+        assert_eq!((&again.bars[..], again.msix_table()), (&expected[..], device.msix_table()));
+        assert_eq!(bus.writes(), writes);
     }
 
     #[test]
     fn a_driver_writes_its_own_registers_only() {
         let bus = Bus::new([Function::virtio_net(3)]);
-        let device = Device::read(&bus, Function::address(3)).unwrap();
+        let device = Device::read(&bus, Function::address(3), None).unwrap();
         for offset in [0x00, 0x08, 0x0c, 0x10, 0x14, 0x24, 0x30, 0x3c] {
             assert!(!device.write(&bus, offset, !0), "{offset:#x}");
         }
@@ -366,7 +310,7 @@ mod tests {
     #[test]
     fn a_reset_keeps_what_the_firmware_set() {
         let bus = Bus::new([Function::virtio_net(3)]);
-        let device = Device::read(&bus, Function::address(3)).unwrap();
+        let device = Device::read(&bus, Function::address(3), None).unwrap();
         device.change_command(&bus, CommandRegister::BUS_MASTER_ENABLE, CommandRegister::empty());
         let mut waited = false;
         assert!(device.reset(&bus, || waited = true));
@@ -382,7 +326,7 @@ mod tests {
         let mut function = Function::virtio_net(3);
         function.words[5] = 0;
         (function.words[8], function.words[9]) = (0xc, 0);
-        let device = Device::read(&Bus::new([function]), Function::address(3)).unwrap();
+        let device = Device::read(&Bus::new([function]), Function::address(3), None).unwrap();
         assert_eq!((device.bars.len(), &device.unplaced[..]), (1, &[1, 4][..]));
         assert_eq!((device.msix_entries(), device.has_messages()), (0, false));
     }
@@ -392,7 +336,7 @@ mod tests {
         let mut function = Function::virtio_net(3);
         function.words[0x98 / 4] = 0x0003_9800 | 0x11;
         let bus = Bus::new([function]);
-        let device = Device::read(&bus, Function::address(3)).unwrap();
+        let device = Device::read(&bus, Function::address(3), None).unwrap();
         assert!(device.msix.is_none());
     }
 
@@ -403,7 +347,7 @@ mod tests {
             function.words[0x34 / 4] = 0xfc;
             function.words[0xfc / 4] = header;
             let bus = Bus::new([function]);
-            let device = Device::read(&bus, Function::address(3)).unwrap();
+            let device = Device::read(&bus, Function::address(3), None).unwrap();
             assert!(device.msix.is_none() && device.msi.is_none() && device.reset.is_none());
         }
     }
@@ -417,7 +361,7 @@ mod tests {
             function.words[3] &= 0xff00_ffff;
             function.masks = masks;
             let bus = Bus::new([function]);
-            if let Some(device) = Device::read(&bus, Function::address(3)) {
+            if let Some(device) = Device::read(&bus, Function::address(3), None) {
                 let _ = (device.msix_table(), device.msix_entries());
                 for bar in device.bars {
                     prop_assert!(bar.length.is_power_of_two());

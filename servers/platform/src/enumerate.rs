@@ -1,11 +1,12 @@
 //! Finding all PCI functions, bridges followed.
 
 use crate::{
-    config::{Access, Config, PciAddress},
+    bars::Lengths,
+    config::{Access, Config, PciAddress, location},
     device::Device,
     wiring::Bridge,
 };
-use alloc::vec::Vec;
+use alloc::{collections::BTreeMap, vec::Vec};
 use pci_types::{HeaderType, PciHeader, PciPciBridgeHeader};
 
 /// Functions that are looked for; a machine with more has the rest ignored.
@@ -20,8 +21,9 @@ pub struct Found {
     pub bridges: Vec<Bridge>,
 }
 
-/// What is behind host bridge 0 and the bridges that the firmware has set up.
-pub fn enumerate(config: &impl Config) -> Found {
+/// What is behind host bridge 0 and the bridges that the firmware has set up. `known`: how long the registers of those are that were
+/// found before.
+pub fn enumerate(config: &impl Config, known: &BTreeMap<u16, Lengths>) -> Found {
     let mut devices = Vec::new();
     let mut bridges = Vec::new();
     let mut seen = [false; 256];
@@ -47,7 +49,7 @@ pub fn enumerate(config: &impl Config) -> Found {
                 }
                 match PciHeader::new(address).header_type(Access(config)) {
                     HeaderType::Endpoint if devices.len() < DEVICES_MAX => {
-                        devices.extend(Device::read(config, address))
+                        devices.extend(Device::read(config, address, known.get(&location(address)).copied()))
                     }
                     HeaderType::PciPciBridge => {
                         let Some(behind) = secondary(config, address) else { continue };
@@ -88,7 +90,7 @@ mod tests {
         let bridges =
             [(0, 1, 1), (1, 0, 2), (2, 3, 1), (2, 4, 0)].map(|(from, device, to)| Function::bridge(from, device, to));
         let bus = Bus::new(bridges.into_iter().chain([behind, Function::virtio_net(5)]));
-        let Found { devices, bridges } = enumerate(&bus);
+        let Found { devices, bridges } = enumerate(&bus, &BTreeMap::new());
         assert_eq!(bridges, [(PciAddress::new(0, 0, 1, 0), 1), (PciAddress::new(0, 1, 0, 0), 2)]);
         let found: Vec<_> = devices.iter().map(|device| device.address).collect();
         assert_eq!(found, [PciAddress::new(0, 0, 5, 0), PciAddress::new(0, 2, 0, 0)]);
@@ -102,13 +104,13 @@ mod tests {
             function.words[3] = u32::from(several) << 23;
             function
         };
-        assert_eq!(enumerate(&Bus::new([function(0, true), function(3, false)])).devices.len(), 2);
-        assert_eq!(enumerate(&Bus::new([function(0, false), function(3, false)])).devices.len(), 1);
+        assert_eq!(enumerate(&Bus::new([function(0, true), function(3, false)]), &BTreeMap::new()).devices.len(), 2);
+        assert_eq!(enumerate(&Bus::new([function(0, false), function(3, false)]), &BTreeMap::new()).devices.len(), 1);
     }
 
     #[test]
     fn a_machine_without_pci_has_no_devices() {
-        assert!(enumerate(&Bus::default()).devices.is_empty());
+        assert!(enumerate(&Bus::default(), &BTreeMap::new()).devices.is_empty());
     }
 
     #[test]
@@ -116,6 +118,6 @@ mod tests {
         let functions = (0..=255).flat_map(|bus| (0..32).map(move |device| PciAddress::new(0, bus, device, 0)));
         let bridge = |bus: u8| Function::bridge(bus, 31, bus.wrapping_add(1));
         let bus = Bus::new(functions.map(|address| Function::empty(address, 1, 1, 0)).chain((0..=255).map(bridge)));
-        assert_eq!(enumerate(&bus).devices.len(), DEVICES_MAX);
+        assert_eq!(enumerate(&bus, &BTreeMap::new()).devices.len(), DEVICES_MAX);
     }
 }

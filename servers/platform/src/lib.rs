@@ -1,5 +1,6 @@
 //! The platform server, off the metal: everything but the calls of the kernel.
 //!
+//! * [`bars`]: where a function's registers lie, and how long they are.
 //! * [`config`]: PCI configuration space behind a trait.
 //! * [`device`]: what a PCI function says of itself; which of its configuration a driver may write.
 //! * [`ecam`]: memory-mapped configuration space.
@@ -21,6 +22,7 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod bars;
 pub mod config;
 pub mod device;
 pub mod ecam;

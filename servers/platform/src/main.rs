@@ -11,6 +11,7 @@ mod pc;
 use alloc::{string::String, vec::Vec};
 use pc::{Io, Pc};
 use platform::{
+    config::location,
     device::Device,
     ecam,
     enumerate::{Found, enumerate},
@@ -92,7 +93,14 @@ fn start(startup: &Startup) -> Server {
     let apics = tables.get(b"APIC").and_then(|madt| madt.get(MADT_HEADER..)).map(processors::from_madt);
     // They need some time after this, in which there is enough to do.
     let processors = processors::reset(&mut pc, &apics.unwrap_or_default());
-    let found = enumerate(&pc);
+    let known = memo.map(|memo| memo.known_lengths()).unwrap_or_default();
+    let found = enumerate(&pc, &known);
+    let lengths = found.devices.iter().map(|device| (location(device.address), device.lengths));
+    if first && !memo.is_some_and(|memo| memo.keep_lengths(lengths)) {
+        server_runtime::log!(
+            "no shared memory \"platform\" that is large enough: a restart of this server disturbs devices"
+        );
+    }
     if let Some(online) = processors::start(&mut pc, processors) {
         server_runtime::log!("{online} processors run domains");
     }

@@ -3,18 +3,21 @@
 //! AML is somebody else's program, and its interpreter may panic on it, run out of memory, or be ended because it does not end. So it
 //! is run once: before it begins that is noted, and then what it has found so far. A server that finds that it was begun and did not come to an end
 //! goes on with what there is.
+//!
+//! How long devices' registers are is found once as well: to find it disturbs drivers, and those live on.
 
-use crate::wiring::Findings;
+use crate::{bars::Lengths, wiring::Findings};
+use alloc::{collections::BTreeMap, vec::Vec};
+use serde::{Serialize, de::DeserializeOwned};
 use server_runtime::mmio::Region;
 
 /// Name of the shared memory in the system file.
 pub const NAME: &str = "platform";
 
-/// Offsets of state, of length, and of whether anybody was ever served; what was found follows.
+/// Offsets of the state of the interpreter, and of whether anybody was ever served; the records follow.
 const STATE: usize = 0;
-const LENGTH: usize = 4;
-const SERVED: usize = 8;
-const BYTES: usize = 12;
+const SERVED: usize = 4;
+const RECORDS: usize = 8;
 /// States; the memory begins as zeros.
 const TRIED: u32 = u32::from_le_bytes(*b"try!");
 const DONE: u32 = u32::from_le_bytes(*b"done");
@@ -41,11 +44,8 @@ impl Memo {
         if state == 0 {
             return Before::Nothing;
         }
-        let length = (self.0.read_u32(LENGTH) as usize).min(self.0.length() - BYTES);
-        let mut bytes = alloc::vec![0; length];
-        self.0.copy_out(BYTES, &mut bytes);
-        match (state, postcard::from_bytes(&bytes)) {
-            (DONE, Ok(findings)) => Before::Done(findings),
+        match (state, self.findings().read()) {
+            (DONE, Some(findings)) => Before::Done(findings),
             (_, findings) => Before::Tried(findings.unwrap_or_default()),
         }
     }
@@ -53,13 +53,31 @@ impl Memo {
     /// The interpreter runs, and has found this so far. What does not fit does not survive.
     pub fn so_far(&self, findings: &Findings) {
         self.0.write_u32(STATE, TRIED);
-        self.0.write_u32(LENGTH, 0);
-        if let Ok(bytes) = postcard::to_allocvec(findings)
-            && bytes.len() <= self.0.length() - BYTES
-        {
-            self.0.copy_in(BYTES, &bytes);
-            self.0.write_u32(LENGTH, bytes.len() as u32);
-        }
+        self.findings().write(findings);
+    }
+
+    /// How long the registers of these functions are, by [`crate::config::location`]. Returns whether there was room.
+    pub fn keep_lengths(&self, lengths: impl Iterator<Item = (u16, Lengths)>) -> bool {
+        self.lengths().write(&lengths.collect::<Vec<_>>())
+    }
+
+    /// How long registers are, if that was found by an earlier life that served drivers.
+    pub fn known_lengths(&self) -> BTreeMap<u16, Lengths> {
+        let lengths = self.has_served().then(|| self.lengths().read::<Vec<_>>());
+        lengths.flatten().into_iter().flatten().collect()
+    }
+
+    fn findings(&self) -> Record {
+        Record(self.0.part(RECORDS, self.half()))
+    }
+
+    fn lengths(&self) -> Record {
+        Record(self.0.part(RECORDS + self.half(), self.half()))
+    }
+
+    /// Bytes of each of the two records.
+    const fn half(&self) -> usize {
+        (self.0.length() - RECORDS) / 2
     }
 
     /// Whether an earlier life came so far that it served drivers.
@@ -78,11 +96,37 @@ impl Memo {
     }
 }
 
+/// A part of the page that holds one value: 4 bytes of length, then so many of postcard.
+struct Record(Region);
+
+impl Record {
+    const VALUE: usize = 4;
+
+    fn read<T: DeserializeOwned>(&self) -> Option<T> {
+        let length = (self.0.read_u32(0) as usize).min(self.0.length() - Self::VALUE);
+        let mut bytes = alloc::vec![0; length];
+        self.0.copy_out(Self::VALUE, &mut bytes);
+        postcard::from_bytes(&bytes).ok()
+    }
+
+    /// `false`, and no value from then on, if it does not fit.
+    fn write(&self, value: &impl Serialize) -> bool {
+        self.0.write_u32(0, 0);
+        let bytes = postcard::to_allocvec(value).ok();
+        let Some(bytes) = bytes.filter(|bytes| bytes.len() <= self.0.length() - Self::VALUE) else {
+            return false;
+        };
+        self.0.copy_in(Self::VALUE, &bytes);
+        self.0.write_u32(0, bytes.len() as u32);
+        true
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::wiring::{Line, Route};
-    use alloc::{vec, vec::Vec};
+    use alloc::vec;
 
     fn page() -> Memo {
         Memo(Region::of(vec![0; 512].leak()))
@@ -118,11 +162,26 @@ mod tests {
         let memo = page();
         memo.so_far(&findings(3));
         memo.end();
-        memo.0.write_u32(LENGTH, 2);
+        memo.0.write_u32(RECORDS, 2);
         assert_eq!(memo.read(), Before::Tried(Findings::default()));
-        memo.0.write_u32(LENGTH, u32::MAX);
+        memo.0.write_u32(RECORDS, u32::MAX);
         let _ = memo.read();
         memo.0.write_u32(STATE, 7);
         assert!(matches!(memo.read(), Before::Tried(_)));
+    }
+
+    #[test]
+    fn lengths_are_known_once_drivers_were_served() {
+        let memo = page();
+        let lengths: Lengths = postcard::from_bytes(&[4, 12, 0, 36, 0, 2]).unwrap();
+        let some = |count: u16| (0..count).map(move |function| (function << 3, lengths));
+        assert!(memo.keep_lengths(some(200)));
+        memo.so_far(&findings(256));
+        assert!(memo.known_lengths().is_empty());
+        memo.serve();
+        assert_eq!(memo.known_lengths(), some(200).collect());
+        assert_eq!(memo.read(), Before::Tried(findings(256)));
+        assert!(!memo.keep_lengths(some(300)));
+        assert!(memo.known_lengths().is_empty());
     }
 }

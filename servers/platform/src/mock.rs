@@ -61,16 +61,22 @@ impl Function {
 pub struct Bus {
     functions: RefCell<BTreeMap<PciAddress, Function>>,
     resets: Cell<u32>,
+    writes: Cell<u32>,
 }
 
 impl Bus {
     pub fn new(functions: impl IntoIterator<Item = Function>) -> Bus {
         let functions = functions.into_iter().map(|function| (function.address, function)).collect();
-        Bus { functions: RefCell::new(functions), resets: Cell::new(0) }
+        Bus { functions: RefCell::new(functions), resets: Cell::new(0), writes: Cell::new(0) }
     }
 
     pub fn resets(&self) -> u32 {
         self.resets.get()
+    }
+
+    /// Writes to the configuration of any.
+    pub fn writes(&self) -> u32 {
+        self.writes.get()
     }
 
     /// Sets the bits of `mask` in a word to those of `value`.
@@ -98,6 +104,7 @@ impl Config for Bus {
 
     fn write(&self, address: PciAddress, offset: u16, value: u32) {
         assert!(offset < LENGTH && offset.is_multiple_of(4));
+        self.writes.set(self.writes.get() + 1);
         let mut functions = self.functions.borrow_mut();
         let Some(function) = functions.get_mut(&address) else {
             return;

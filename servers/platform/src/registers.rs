@@ -71,7 +71,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn devices(functions: impl IntoIterator<Item = Function>) -> Vec<Device> {
-        crate::enumerate::enumerate(&Bus::new(functions)).devices
+        crate::enumerate::enumerate(&Bus::new(functions), &Default::default()).devices
     }
 
     #[test]
