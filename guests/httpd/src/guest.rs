@@ -23,6 +23,7 @@ use ilwaco::{
         tcp::{Error, TcpSocket},
     },
     embassy_time::{Duration, Instant, with_deadline, with_timeout},
+    net::Listener,
     println, vm,
 };
 use static_cell::ConstStaticCell;
@@ -30,7 +31,7 @@ use static_cell::ConstStaticCell;
 ilwaco::entry!(main, memory = 1024 * 1024, nic = 47, disk = 24, console, ready);
 
 const PORT: u16 = 80;
-/// Connections at a time. Each has a socket waiting, because a connection request that meets none is refused.
+/// Connections at a time; more are refused.
 const CONNECTIONS: usize = 24;
 /// A request must be there this long after the connection was made or the last answer was sent.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
@@ -59,6 +60,7 @@ static MEMORY: ConstStaticCell<[Memory; CONNECTIONS]> = ConstStaticCell::new(
 /// What the connections share.
 struct Server {
     stack: Stack<'static>,
+    listener: Listener,
     /// The files on the disk; none if it serves none.
     site: Site,
     disk: Option<Disk>,
@@ -83,7 +85,8 @@ async fn main(spawner: Spawner) {
         None => Site::default(),
     };
     let (requests, connections) = (Cell::new(0), Cell::new(0));
-    let server: &'static Server = Box::leak(Box::new(Server { stack, site, disk, requests, connections }));
+    let server: &'static Server =
+        Box::leak(Box::new(Server { stack, listener: Listener::new(PORT), site, disk, requests, connections }));
     for memory in MEMORY.take() {
         spawner.spawn(ilwaco::task(server.serve(memory)));
     }
@@ -99,13 +102,13 @@ impl Server {
     /// Serves one connection after the other.
     async fn serve(&self, memory: &mut Memory) {
         loop {
-            let mut socket = TcpSocket::new(self.stack, &mut memory.receive, &mut memory.send);
-            socket.set_timeout(Some(SILENCE_TIMEOUT));
-            // Small answers are written in one go: waiting for more would only delay them.
-            socket.set_nagle_enabled(false);
-            if socket.accept(PORT).await.is_err() {
-                continue;
-            }
+            let prepare = |socket: &mut TcpSocket<'_>| {
+                socket.set_timeout(Some(SILENCE_TIMEOUT));
+                // Small answers are written in one go: waiting for more would only delay them.
+                socket.set_nagle_enabled(false);
+            };
+            let accepted = self.listener.accept(self.stack, &mut memory.receive, &mut memory.send, prepare).await;
+            let Ok(mut socket) = accepted else { continue };
             self.connections.set(self.connections.get() + 1);
             // In memory of its own, which there is for as long as the connection: the state of all that can be would be five pages of an
             // idle VM.

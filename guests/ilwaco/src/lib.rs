@@ -28,13 +28,15 @@
 //! }
 //! ```
 //!
-//! The bookkeeping ([`packets`], [`sequence`], [`blocks`], [`text`], [`wakes`]) is plain code that is tested on the host; everything else
+//! The bookkeeping ([`packets`], [`sequence`], [`requests`], [`listeners`], [`blocks`], [`text`], [`wakes`]) is plain code that is tested on the host; everything else
 //! exists on the machine's target only.
 #![cfg_attr(not(test), no_std)]
 
 pub mod blocks;
 mod disk_window;
+pub mod listeners;
 pub mod packets;
+pub mod requests;
 pub mod sequence;
 pub mod text;
 pub mod wakes;

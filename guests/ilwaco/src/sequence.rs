@@ -5,7 +5,6 @@
 //! depends on the connection and on a key that no other VM has, and what arrives has it taken from its acknowledgements: RFC 6528, *Defending against Sequence
 //! Number Attacks*, section 3, done beneath the library. It stays the same as long as the connection.
 
-use core::hash::Hasher;
 use siphasher::sip::SipHasher24;
 
 /// The secret of a VM.
@@ -15,12 +14,14 @@ const ETHERNET: usize = 14;
 const TYPE: usize = 12;
 const IPV4: [u8; 2] = [0x08, 0x00];
 const TCP: u8 = 6;
+/// Where the addresses are, that of the sender first.
+const ENDS: usize = ETHERNET + 12;
 /// Bytes of the shortest TCP header.
 const HEADER: usize = 20;
 const ACK: u8 = 0x10;
 
-/// Where the TCP header of a frame begins, and what the numbers of its connection are moved by. `None`: there is none, or not the whole of it.
-fn find(frame: &[u8], key: &Key, leaves: bool) -> Option<(usize, u32)> {
+/// Where the TCP header of a frame begins. `None`: there is none, or not the whole of it.
+pub(crate) fn tcp(frame: &[u8]) -> Option<usize> {
     if frame.get(TYPE..ETHERNET)? != IPV4 {
         return None;
     }
@@ -28,16 +29,23 @@ fn find(frame: &[u8], key: &Key, leaves: bool) -> Option<(usize, u32)> {
     let header = usize::from(ip.first()? & 15) * 4;
     // Of a fragment but the first what is there is no header.
     let fragment = u16::from_be_bytes([ip.get(6)? & 0x1f, *ip.get(7)?]);
-    if *ip.get(9)? != TCP || fragment != 0 || header < 20 {
-        return None;
+    let is_whole = *ip.get(9)? == TCP && fragment == 0 && header >= 20 && ip.len() >= header + HEADER;
+    is_whole.then_some(ETHERNET + header)
+}
+
+/// Where the TCP header of a frame begins, and what the numbers of its connection are moved by.
+fn find(frame: &[u8], key: &Key, leaves: bool) -> Option<(usize, u32)> {
+    let tcp = tcp(frame)?;
+    let [from, to] = [ENDS, ENDS + 4].map(|end| frame.get(end..end + 4));
+    let [source, destination] = [tcp, tcp + 2].map(|port| frame.get(port..port + 2));
+    let (from, to) = ((from?, source?), (to?, destination?));
+    let [here, there] = if leaves { [from, to] } else { [to, from] };
+    // As one piece: that is much less work than one after the other.
+    let mut connection = [0; 12];
+    for (part, at) in [(here.0, 0), (here.1, 4), (there.0, 6), (there.1, 10)] {
+        connection.get_mut(at..at + part.len())?.copy_from_slice(part);
     }
-    let tcp = ip.get(header..).filter(|tcp| tcp.len() >= HEADER)?;
-    let [source, destination] = [ip.get(12..16)?, ip.get(16..20)?];
-    let [from, to] = [tcp.get(0..2)?, tcp.get(2..4)?];
-    let connection = if leaves { [source, from, destination, to] } else { [destination, to, source, from] };
-    let mut hasher = SipHasher24::new_with_key(key);
-    connection.iter().for_each(|part| hasher.write(part));
-    Some((ETHERNET + header, hasher.finish() as u32))
+    Some((tcp, SipHasher24::new_with_key(key).hash(&connection) as u32))
 }
 
 /// A frame that leaves the VM.

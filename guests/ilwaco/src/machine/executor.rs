@@ -4,7 +4,7 @@ use super::{clock, doorbell, lines, ready, stack, start, timers};
 use alloc::boxed::Box;
 use core::{
     future::{Future, poll_fn},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicBool, AtomicU32, Ordering},
 };
 use embassy_executor::{
     SpawnToken, Spawner,
@@ -16,6 +16,14 @@ const STACK_LOOK: u32 = 1024;
 
 /// Whether a task became ready since the last round.
 static READY: AtomicBool = AtomicBool::new(false);
+
+/// Rounds so far in which the tasks that were ready ran.
+static ROUND: AtomicU32 = AtomicU32::new(0);
+
+/// The round in which tasks run.
+pub(super) fn round() -> u32 {
+    ROUND.load(Ordering::Relaxed)
+}
 
 /// Called by the executor when a task becomes ready.
 #[unsafe(export_name = "__pender")]
@@ -51,6 +59,7 @@ pub(super) fn run<F: Future<Output = ()> + 'static>(main: impl FnOnce(Spawner) -
     loop {
         if READY.load(Ordering::Relaxed) {
             READY.store(false, Ordering::Relaxed);
+            ROUND.store(round().wrapping_add(1), Ordering::Relaxed);
             ready::before_tasks();
             // SAFETY: there is one executor, polled here only, not by itself.
             unsafe { executor.poll() };

@@ -6,16 +6,24 @@ use super::{
     random, vm,
 };
 use crate::{
+    listeners::Listeners,
     packets::{Outgoing, Received},
+    requests::{Requests, is_request},
     sequence,
 };
 use alloc::boxed::Box;
 use core::{
     cell::{Cell, RefCell},
+    future::{Future, poll_fn},
+    mem,
+    pin::pin,
     task::Context,
 };
 use embassy_executor::Spawner;
-use embassy_net::{Config, ConfigV4, Ipv4Cidr, Stack, StackResources, StaticConfigV4, tcp::TcpSocket};
+use embassy_net::{
+    Config, ConfigV4, Ipv4Cidr, Stack, StackResources, StaticConfigV4,
+    tcp::{AcceptError, TcpSocket},
+};
 use embassy_net_driver::{Capabilities, Driver, HardwareAddress, LinkState, RxToken, TxToken};
 use protocol::nic::FRAME_MAX;
 
@@ -29,8 +37,8 @@ pub fn start<const SOCKETS: usize>(spawner: Spawner) -> Stack<'static> {
     let mut config = Config::default();
     config.ipv4 = addresses();
     let resources = Box::leak(Box::new(StackResources::<SOCKETS>::new()));
-    let (stack, mut runner) =
-        embassy_net::new(Interface { nic: RefCell::new(nic) }, config, resources, random::next_u64());
+    let interface = Interface { nic: RefCell::new(nic), requests: Requests::new(), waiting: None };
+    let (stack, mut runner) = embassy_net::new(interface, config, resources, random::next_u64());
     STACK.0.set(Some(stack));
     spawner.spawn(executor::task(async move { runner.run().await }));
     stack
@@ -76,9 +84,66 @@ pub async fn write_all(socket: &mut TcpSocket<'_>, mut bytes: &[u8]) -> Result<(
     Ok(())
 }
 
+/// A TCP port of this VM that several tasks serve, each one connection after the other. Few of them listen at a time ([`crate::listeners`]): it costs next to
+/// nothing to have many.
+pub struct Listener {
+    port: u16,
+    listeners: Listeners,
+}
+
+impl Listener {
+    /// Nobody listens yet.
+    pub const fn new(port: u16) -> Listener {
+        Listener { port, listeners: Listeners::new() }
+    }
+
+    /// Waits for a connection, whose socket has these buffers. `prepare` is given the socket before it listens: a time limit that is set there holds for
+    /// connections too that their clients do not complete.
+    pub async fn accept<'a>(
+        &self,
+        stack: Stack<'a>,
+        receive: &'a mut [u8],
+        send: &'a mut [u8],
+        prepare: impl FnOnce(&mut TcpSocket<'a>),
+    ) -> Result<TcpSocket<'a>, AcceptError> {
+        let mut listening = Some(self.listeners.begin().await);
+        let mut socket = TcpSocket::new(stack, receive, send);
+        prepare(&mut socket);
+        {
+            let mut accept = pin!(socket.accept(self.port));
+            let mut waits = false;
+            poll_fn(|context| {
+                // It is woken when the socket's state changes: by the first packet of a connection, from when on it listens no more.
+                if mem::replace(&mut waits, true) {
+                    listening = None;
+                }
+                accept.as_mut().poll(context)
+            })
+            .await?;
+        }
+        Ok(socket)
+    }
+}
+
 /// The NIC as embassy-net wants it.
 struct Interface {
     nic: RefCell<Nic>,
+    requests: Requests,
+    /// A request for a connection that has to wait.
+    waiting: Option<Received>,
+}
+
+impl Interface {
+    /// What has arrived next, if tasks need not run before that.
+    fn next(&mut self, context: &mut Context) -> Option<Received> {
+        let mut packet = self.waiting.take().or_else(|| self.nic.get_mut().poll_receive(context))?;
+        if is_request(packet.bytes()) && !self.requests.admit(executor::round()) {
+            self.waiting = Some(packet);
+            context.waker().wake_by_ref();
+            return None;
+        }
+        Some(packet)
+    }
 }
 
 impl Driver for Interface {
@@ -86,16 +151,15 @@ impl Driver for Interface {
     type TxToken<'a> = Departure<'a>;
 
     fn receive(&mut self, context: &mut Context) -> Option<(Arrival<'_>, Departure<'_>)> {
-        let nic = self.nic.get_mut();
         // A reply needs a buffer too: without one the packet waits in the ring.
-        let outgoing = nic.poll_outgoing(context)?;
-        match nic.poll_receive(context) {
+        let outgoing = self.nic.get_mut().poll_outgoing(context)?;
+        match self.next(context) {
             Some(packet) => Some((
                 Arrival { nic: &self.nic, packet: Some(packet) },
                 Departure { nic: &self.nic, packet: Some(outgoing) },
             )),
             None => {
-                nic.unused(outgoing);
+                self.nic.get_mut().unused(outgoing);
                 None
             }
         }
