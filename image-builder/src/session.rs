@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 
 use miette::Result;
 
-use crate::accelerator::{self, Accelerator};
+use crate::accelerator;
 use crate::build::{self, Built};
 use crate::cli::Tools;
 use crate::image;
 use crate::machine::disk::{Existing, Image};
 use crate::machine::firmware;
-use crate::machine::qemu::{self, Boot, Chipset, Disk, DiskBus, Machine, Network, Nic, Uefi};
+use crate::machine::qemu::{self, Boot, Chipset, Disk, DiskBus, Machine, Network, Nic, Rest, Uefi};
 use crate::system::System;
 use crate::system::disks::DiskPlan;
 use crate::toolchain::{self, Installing, Toolchain};
@@ -118,7 +118,7 @@ impl Session {
             memory: system.memory.0.div_ceil(1 << 20),
             cpus: system.cpus,
             accelerator,
-            count_instructions: false,
+            count_instructions: None,
             nic: Nic::default(),
             debug_exit: true,
             network,
@@ -130,9 +130,8 @@ impl Session {
         }
     }
 
-    /// A machine whose time counts instructions: TCG, one processor.
+    /// A machine whose time counts instructions, and which nobody outside talks to: TCG, one processor.
     pub fn counting_machine(&self, system: &System, built: &Built) -> Machine {
-        let machine = self.machine(system, built, Network::None);
-        Machine { accelerator: Accelerator::Tcg, count_instructions: true, cpus: 1, ..machine }
+        self.machine(system, built, Network::None).counting(Rest::Skipped)
     }
 }

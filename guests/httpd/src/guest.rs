@@ -102,13 +102,14 @@ impl Server {
     /// Serves one connection after the other.
     async fn serve(&self, memory: &mut Memory) {
         loop {
-            let prepare = |socket: &mut TcpSocket<'_>| {
-                socket.set_timeout(Some(SILENCE_TIMEOUT));
-                // Small answers are written in one go: waiting for more would only delay them.
-                socket.set_nagle_enabled(false);
-            };
-            let accepted = self.listener.accept(self.stack, &mut memory.receive, &mut memory.send, prepare).await;
-            let Ok(mut socket) = accepted else { continue };
+            let turn = self.listener.turn().await;
+            let mut socket = TcpSocket::new(self.stack, &mut memory.receive, &mut memory.send);
+            socket.set_timeout(Some(SILENCE_TIMEOUT));
+            // Small answers are written in one go: waiting for more would only delay them.
+            socket.set_nagle_enabled(false);
+            if turn.accept(&mut socket).await.is_err() {
+                continue;
+            }
             self.connections.set(self.connections.get() + 1);
             // In memory of its own, which there is for as long as the connection: the state of all that can be would be five pages of an
             // idle VM.

@@ -18,6 +18,10 @@ pub(super) const TESTS: &[BootTest] = &[BootTest {
     run: lan,
 }];
 
+/// Connections that a web server serves at a time, and how long the end of those before may take.
+const CONNECTIONS: usize = 24;
+const BURSTS: usize = 3;
+const PAUSE: Duration = Duration::from_millis(300);
 /// Requests to each web server.
 const REQUESTS: usize = 30;
 
@@ -36,6 +40,15 @@ fn lan(context: &mut Context<'_>) -> Result<()> {
         vms.map(|vm| (vm.name.clone(), vm.address.into())).collect()
     };
     let (web, echo) = (addresses("httpd"), addresses("echo"));
+    // As many at once as one server serves, of which few have a socket that listens before they come: none is refused.
+    for _ in 0..BURSTS {
+        lan.rest(PAUSE)?;
+        let burst = vec![Ask::page(web[0].1, 80, "/"); CONNECTIONS];
+        all(lan.ask_all(&burst, CONNECTIONS, PATIENCE)?, &burst)?;
+        if lan.refused() > 0 {
+            return Err(miette!("of {CONNECTIONS} connections at once {} were refused", lan.refused()));
+        }
+    }
     // Page by page, each VM in turn: the page says which VM it comes from.
     let asks: Vec<_> =
         (0..REQUESTS).flat_map(|_| web.iter().map(|(_, address)| Ask::page(*address, 80, "/"))).collect();

@@ -153,6 +153,24 @@ pub struct Uefi {
     pub variables: PathBuf,
 }
 
+/// What becomes of the time in which a machine whose time counts instructions has nothing to do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Rest {
+    /// It is at once the time of the next timer: nobody outside can keep up with it.
+    Skipped,
+    /// It passes as it does for everybody.
+    Waited,
+}
+
+impl Rest {
+    const fn option(self) -> &'static str {
+        match self {
+            Rest::Skipped => "shift=0,sleep=off",
+            Rest::Waited => "shift=0,sleep=on",
+        }
+    }
+}
+
 /// A machine.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Machine {
@@ -167,7 +185,7 @@ pub struct Machine {
     /// Accelerator.
     pub accelerator: Accelerator,
     /// Time counts instructions: one a nanosecond. Makes measurements repeatable. TCG only.
-    pub count_instructions: bool,
+    pub count_instructions: Option<Rest>,
     /// Whether it has a port by which the system says how it ended.
     pub debug_exit: bool,
     /// Model of the NIC.
@@ -187,6 +205,11 @@ pub struct Machine {
 }
 
 impl Machine {
+    /// The same with one processor, whose time counts instructions.
+    pub fn counting(self, rest: Rest) -> Machine {
+        Machine { accelerator: Accelerator::Tcg, count_instructions: Some(rest), cpus: 1, ..self }
+    }
+
     /// QEMU's arguments.
     pub fn arguments(&self) -> Vec<OsString> {
         let mut arguments: Vec<OsString> = Vec::new();
@@ -195,11 +218,11 @@ impl Machine {
         add(&["-display", "none", "-no-reboot"]);
         match self.accelerator {
             Accelerator::Kvm => add(&["-accel", "kvm", "-cpu", "host"]),
-            // Counting instructions needs one thread for all processors.
-            Accelerator::Tcg if self.count_instructions => {
-                add(&["-accel", "tcg,thread=single", "-cpu", "max", "-icount", "shift=0,sleep=off"]);
-            }
-            Accelerator::Tcg => add(&["-accel", "tcg,thread=multi", "-cpu", "max"]),
+            Accelerator::Tcg => match self.count_instructions {
+                None => add(&["-accel", "tcg,thread=multi", "-cpu", "max"]),
+                // This needs one thread for all processors.
+                Some(rest) => add(&["-accel", "tcg,thread=single", "-cpu", "max", "-icount", rest.option()]),
+            },
         }
         add(&["-m", &format!("{}M", self.memory), "-smp", &self.cpus.to_string()]);
         add(&["-chardev", "stdio,id=serial,signal=off", "-serial", "chardev:serial"]);
@@ -351,7 +374,7 @@ mod tests {
             memory: 512,
             cpus: 2,
             accelerator: Accelerator::Tcg,
-            count_instructions: false,
+            count_instructions: None,
             nic: Nic::Virtio,
             debug_exit: true,
             network: Network::User {
@@ -467,9 +490,12 @@ mod tests {
 
     #[test]
     fn counting_instructions_uses_one_thread() {
-        let line = Machine { count_instructions: true, network: Network::None, ..machine() }.command_line();
-        assert!(line.contains("-accel tcg,thread=single -cpu max -icount shift=0,sleep=off"), "{line}");
-        assert!(!line.contains("netdev"), "{line}");
+        for (rest, sleep) in [(Rest::Skipped, "off"), (Rest::Waited, "on")] {
+            let line = Machine { network: Network::None, ..machine() }.counting(rest).command_line();
+            let expected = format!("-accel tcg,thread=single -cpu max -icount shift=0,sleep={sleep}");
+            assert!(line.contains(&expected) && line.contains("-smp 1"), "{line}");
+            assert!(!line.contains("netdev"), "{line}");
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use super::{
     random, vm,
 };
 use crate::{
-    listeners::Listeners,
+    listeners::{Listeners, Listening},
     packets::{Outgoing, Received},
     requests::{Requests, is_request},
     sequence,
@@ -97,31 +97,33 @@ impl Listener {
         Listener { port, listeners: Listeners::new() }
     }
 
-    /// Waits for a connection, whose socket has these buffers. `prepare` is given the socket before it listens: a time limit that is set there holds for
-    /// connections too that their clients do not complete.
-    pub async fn accept<'a>(
-        &self,
-        stack: Stack<'a>,
-        receive: &'a mut [u8],
-        send: &'a mut [u8],
-        prepare: impl FnOnce(&mut TcpSocket<'a>),
-    ) -> Result<TcpSocket<'a>, AcceptError> {
-        let mut listening = Some(self.listeners.begin().await);
-        let mut socket = TcpSocket::new(stack, receive, send);
-        prepare(&mut socket);
-        {
-            let mut accept = pin!(socket.accept(self.port));
-            let mut waits = false;
-            poll_fn(|context| {
-                // It is woken when the socket's state changes: by the first packet of a connection, from when on it listens no more.
-                if mem::replace(&mut waits, true) {
-                    listening = None;
-                }
-                accept.as_mut().poll(context)
-            })
-            .await?;
-        }
-        Ok(socket)
+    /// Waits until one more socket is to listen: make it then, and not before.
+    pub async fn turn(&self) -> Turn<'_> {
+        Turn { port: self.port, listening: self.listeners.begin().await }
+    }
+}
+
+/// The right to listen for one connection.
+#[must_use = "nobody listens before `accept`"]
+pub struct Turn<'a> {
+    port: u16,
+    listening: Listening<'a>,
+}
+
+impl Turn<'_> {
+    /// Waits for a connection. A time limit of the socket holds for connections too that their clients do not complete.
+    pub async fn accept(self, socket: &mut TcpSocket<'_>) -> Result<(), AcceptError> {
+        let mut accept = pin!(socket.accept(self.port));
+        let mut listening = Some(self.listening);
+        let mut waits = false;
+        poll_fn(|context| {
+            // It is woken when the socket's state changes: by the first packet of a connection, from when on it listens no more.
+            if mem::replace(&mut waits, true) {
+                listening = None;
+            }
+            accept.as_mut().poll(context)
+        })
+        .await
     }
 }
 

@@ -3,6 +3,8 @@
 //! It is told by the clock and by the emulated processor's own time: by the clock, the client on the host has a share in it, and one VM, whose clients wait for each
 //! other, does not keep the processor busy.
 
+use std::time::Instant;
+
 use miette::{Result, miette};
 
 use super::fleet::{Fleet, PATIENCE, Size};
@@ -55,8 +57,20 @@ pub(super) fn measure(session: &mut Session) -> Result<Vec<Measurement>> {
 
 /// Requests in a second of the processor's time, and in one that passes.
 fn rate(session: &mut Session, vms: u64) -> Result<(f64, f64)> {
+    let (mut fleet, asks) = warm(session, vms, REQUESTS, false)?;
+    let step = Step::start(format!("Asking {vms} VMs by chance"));
+    let (busy, begun) = (fleet.busy()?, Instant::now());
+    ask(&mut fleet, &asks)?;
+    let (busy, passed) = (fleet.busy()?.saturating_sub(busy), begun.elapsed());
+    step.done("");
+    fleet.end();
+    Ok((REQUESTS as f64 / busy.as_secs_f64(), REQUESTS as f64 / passed.as_secs_f64()))
+}
+
+/// A machine whose VMs have all answered before, and requests to them by chance.
+pub(super) fn warm(session: &mut Session, vms: u64, requests: usize, counting: bool) -> Result<(Fleet, Vec<Ask>)> {
     let memory = MEMORY.1 + vms * MEMORY.0 / 1024;
-    let mut fleet = Fleet::start(session, Size { vms, memory, processors: 1, serving: 0 })?;
+    let mut fleet = Fleet::start(session, Size { vms, memory, processors: 1, serving: 0, counting })?;
     // The first requests of a VM bring its pages into being: that of the page, and that of the object.
     let (answered, _) = fleet.ask_each()?;
     if answered as u64 != vms {
@@ -65,20 +79,16 @@ fn rate(session: &mut Session, vms: u64) -> Result<(f64, f64)> {
     let object = |vm: u64| Ask::page(fleet.vms[vm as usize].1, 80, "/objects/2258");
     let each: Vec<_> = (0..vms).map(object).collect();
     let mut chance = Chance(vms);
-    let asks: Vec<_> = (0..REQUESTS).map(|_| object(chance.next() % vms)).collect();
-    let unanswered = fleet.lan.ask_all(&each, AT_ONCE, PATIENCE)?.iter().filter(|outcome| outcome.is_err()).count();
-    if unanswered > 0 {
-        return Err(miette!("of {vms} VMs {unanswered} have not given the object"));
+    let asks = (0..requests).map(|_| object(chance.next() % vms)).collect();
+    ask(&mut fleet, &each)?;
+    Ok((fleet, asks))
+}
+
+/// Asks all of these, some at once.
+pub(super) fn ask(fleet: &mut Fleet, asks: &[Ask]) -> Result<()> {
+    let outcomes = fleet.lan.ask_all(asks, AT_ONCE, PATIENCE)?;
+    match outcomes.iter().filter(|outcome| outcome.is_err()).count() {
+        0 => Ok(()),
+        failed => Err(miette!("of {} requests {failed} failed", asks.len())),
     }
-    let step = Step::start(format!("Asking {vms} VMs by chance"));
-    let (busy, begun) = (fleet.busy()?, std::time::Instant::now());
-    let outcomes = fleet.lan.ask_all(&asks, AT_ONCE, PATIENCE)?;
-    let (busy, passed) = (fleet.busy()?.saturating_sub(busy), begun.elapsed());
-    let failed = outcomes.iter().filter(|outcome| outcome.is_err()).count();
-    step.done("");
-    fleet.end();
-    if failed > 0 {
-        return Err(miette!("of {REQUESTS} requests to {vms} VMs {failed} failed"));
-    }
-    Ok((REQUESTS as f64 / busy.as_secs_f64(), REQUESTS as f64 / passed.as_secs_f64()))
 }

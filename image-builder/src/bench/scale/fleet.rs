@@ -8,6 +8,7 @@ use miette::{Result, miette};
 use crate::bench::build;
 use crate::bench::harness::Bench;
 use crate::machine::lan::{Ask, Lan, page};
+use crate::machine::qemu::Rest;
 use crate::session::Session;
 use crate::ui::Step;
 
@@ -31,6 +32,8 @@ pub(super) struct Size {
     pub memory: u64,
     /// Processors of the machine.
     pub processors: u16,
+    /// Its time counts instructions, and its figures are the processor's time and not the memory.
+    pub counting: bool,
 }
 
 /// The machine.
@@ -48,7 +51,7 @@ pub(super) struct Fleet {
 impl Fleet {
     /// Starts a machine, and waits until all its VMs are created.
     pub fn start(session: &mut Session, size: Size) -> Result<Fleet> {
-        let Size { vms, serving, memory, processors } = size;
+        let Size { vms, serving, memory, processors, counting } = size;
         let all = vms + serving;
         let swap = all * SWAP_KIB / 1024 + 16;
         // Servers keep some bytes of each VM.
@@ -64,12 +67,16 @@ impl Fleet {
             ("cpus = 1", format!("cpus = {processors}")),
             ("size = \"1460 MiB\"", format!("size = \"{} MiB\"", swap + 16)),
             ("swap = \"1440 MiB\"", format!("swap = \"{swap} MiB\"")),
+            ("heaps = \"true\"", format!("{} = \"true\"", if counting { "times" } else { "heaps" })),
             ("count = 1000", format!("count = {vms}{more}")),
         ];
         let (system, built) = build(session, "bench-scale", &changes)?;
         let network = system.manifest.network;
         let lan = Lan::open(network.gateway.into(), network.prefix)?;
         let mut machine = session.machine(&system, &built, lan.network());
+        if counting {
+            machine = machine.counting(Rest::Waited);
+        }
         machine.extra.extend(["-name".into(), "denali,debug-threads=on".into()]);
         let step = Step::start(format!("Creating {all} VMs on {memory} MiB"));
         let mut bench = Bench::start(session, &system, &built, machine, None)?;

@@ -32,7 +32,7 @@ const SERVING: u64 = 10;
 pub(super) fn measure(session: &mut Session) -> Result<Vec<Measurement>> {
     let vms = VMS[usize::from(session.long)];
     let memory = MEMORY.1 + vms * MEMORY.0 / 1000;
-    let mut fleet = Fleet::start(session, Size { vms, memory, processors: 2, serving: SERVING })?;
+    let mut fleet = Fleet::start(session, Size { vms, memory, processors: 2, serving: SERVING, counting: false })?;
     let (answered, _) = fleet.ask_each()?;
     if answered != fleet.vms.len() {
         return Err(miette!("of {vms} VMs {answered} have answered"));

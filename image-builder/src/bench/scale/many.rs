@@ -32,7 +32,8 @@ const REST: Duration = Duration::from_secs(60);
 pub(super) fn measure(session: &mut Session) -> Result<Vec<Measurement>> {
     let mut all = idle(session)?;
     for (vms, memory, rounds) in USUAL.iter().chain(if session.long { LONG } else { &[] }) {
-        let mut fleet = Fleet::start(session, Size { vms: *vms, memory: *memory, processors: 2, serving: 0 })?;
+        let mut fleet =
+            Fleet::start(session, Size { vms: *vms, memory: *memory, processors: 2, serving: 0, counting: false })?;
         let params = format!("vms={vms} ram-mib={memory}");
         all.push(result("create-seconds", fleet.created_in, "seconds", Better::Lower, &params));
         let (mut answered, mut took) = (usize::MAX, Vec::new());
@@ -56,7 +57,7 @@ pub(super) fn measure(session: &mut Session) -> Result<Vec<Measurement>> {
 /// As many as fit.
 fn most(session: &mut Session) -> Result<Vec<Measurement>> {
     let (vms, memory, sample) = MOST;
-    let mut fleet = Fleet::start(session, Size { vms, memory, processors: 2, serving: 0 })?;
+    let mut fleet = Fleet::start(session, Size { vms, memory, processors: 2, serving: 0, counting: false })?;
     let params = format!("vms={vms} ram-mib={memory}");
     let created = result("create-seconds", fleet.created_in, "seconds", Better::Lower, &params);
     let mut chance = Chance(vms);
@@ -92,7 +93,8 @@ fn idle(session: &mut Session) -> Result<Vec<Measurement>> {
 
 /// Bytes in use by part, of VMs that have started, and of VMs that have answered.
 fn states(session: &mut Session, vms: u64) -> Result<[BTreeMap<String, i64>; 2]> {
-    let mut fleet = Fleet::start(session, Size { vms, memory: IDLE_MEMORY, processors: 1, serving: 0 })?;
+    let mut fleet =
+        Fleet::start(session, Size { vms, memory: IDLE_MEMORY, processors: 1, serving: 0, counting: false })?;
     let started = at_rest(&mut fleet)?;
     let (answered, _) = fleet.ask_each()?;
     if answered as u64 != vms {

@@ -5,6 +5,7 @@
 //! | `clone` | `clone-instructions`, `clone-to-http-instructions` |
 //! | `many` | `create-seconds`, `vms-answered`, `kib-per-idle-vm` and its parts |
 //! | `aggregate` | `http-aggregate` by the number of VMs, `http-10000-over-1` |
+//! | `request` | `http-instructions` by the number of VMs, `http-1000-over-1-by-instructions` |
 //! | `latency` | `latency`: by load and object, and while VMs are ended and started |
 //!
 //! All VMs are web servers, and a host on their network is the client of each at its own address ([`crate::machine::lan`]). `--long` goes as far as
@@ -15,6 +16,7 @@ mod clone;
 mod fleet;
 mod latency;
 mod many;
+mod request;
 
 use miette::Result;
 
@@ -33,5 +35,6 @@ fn run(session: &mut Session) -> Result<Vec<Measurement>> {
     all.extend(many::measure(session)?);
     all.extend(latency::measure(session)?);
     all.extend(aggregate::measure(session)?);
+    all.extend(request::measure(session)?);
     Ok(all)
 }

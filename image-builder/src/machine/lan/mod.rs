@@ -121,6 +121,7 @@ pub struct Lan {
     started: Instant,
     port: u16,
     closing: Vec<(SocketHandle, Instant)>,
+    refused: u64,
 }
 
 impl fmt::Debug for Lan {
@@ -158,7 +159,7 @@ impl Lan {
             let _ = addresses.push(IpCidr::new(IpAddress::Ipv4(own), prefix));
         });
         let sockets = SocketSet::new(Vec::new());
-        Lan { device, interface, sockets, started: Instant::now(), port: FIRST_PORT, closing: Vec::new() }
+        Lan { device, interface, sockets, started: Instant::now(), port: FIRST_PORT, closing: Vec::new(), refused: 0 }
     }
 
     /// What the machine's NIC has to be connected to.
@@ -171,6 +172,23 @@ impl Lan {
         let (address, port) = (ask.address, ask.port);
         let answer = self.ask_all(&[ask], 1, limit)?.pop().unwrap_or(Err(Failure::NoConnection));
         answer.map_err(|failure| miette!("{address} port {port}: {failure}"))
+    }
+
+    /// Lets connections come to their end for so long.
+    pub fn rest(&mut self, time: Duration) -> Result<()> {
+        let end = Instant::now() + time;
+        while Instant::now() < end {
+            interrupt::check()?;
+            self.poll()?;
+            self.sweep(Instant::now());
+            self.wait(Some(end))?;
+        }
+        Ok(())
+    }
+
+    /// Connections that were refused so far, each of which was tried again.
+    pub fn refused(&self) -> u64 {
+        self.refused
     }
 
     /// Asks many VMs, `at_once` at a time, each for at most `limit`. What became of each, in the same order.
@@ -273,6 +291,7 @@ impl Lan {
         }
         if ended && one.sent == 0 {
             one.again = Some(now + PAUSE);
+            self.refused += 1;
             return Ok(None);
         }
         Ok(ended.then(|| Err(failure())))
