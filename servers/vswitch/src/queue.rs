@@ -24,18 +24,16 @@ pub struct Own {
     pub dropped: u32,
     /// Packets refused.
     pub refused: u32,
-    /// 1: packets are held for it.
-    pub held: u32,
 }
 
 impl Own {
     /// Bytes of them in the page, from [`SWITCH_INDICES`].
     pub const LENGTH: usize = 20;
 
-    /// As they are in the page.
-    pub fn to_bytes(self) -> [u8; Own::LENGTH] {
+    /// As they are in the page. `held`: packets are held for the VM.
+    pub fn to_bytes(self, held: bool) -> [u8; Own::LENGTH] {
         let mut bytes = [0; Own::LENGTH];
-        let words = [self.taken, self.arrived, self.dropped, self.refused, self.held];
+        let words = [self.taken, self.arrived, self.dropped, self.refused, u32::from(held)];
         for (chunk, word) in bytes.chunks_exact_mut(4).zip(words) {
             chunk.copy_from_slice(&word.to_le_bytes());
         }
@@ -61,7 +59,7 @@ impl Page<'_> {
     /// The indices as an earlier incarnation of the switch left them. The VM may have changed them, to its own harm.
     pub fn own(&self) -> Own {
         let word = |index: usize| self.word(SWITCH_INDICES + index * 4);
-        Own { taken: word(0), arrived: word(1), dropped: word(2), refused: word(3), held: word(4) }
+        Own { taken: word(0), arrived: word(1), dropped: word(2), refused: word(3) }
     }
 
     /// The VM's index of packets put up for sending.
@@ -179,10 +177,13 @@ mod tests {
 
     #[test]
     fn own_indices_survive_the_page() {
-        let own = Own { taken: 1, arrived: u32::MAX, dropped: 3, refused: 4, held: 5 };
-        let mut page = [0; WHOLE];
-        page[SWITCH_INDICES..][..Own::LENGTH].copy_from_slice(&own.to_bytes());
-        assert_eq!(Page(&page).own(), own);
+        let own = Own { taken: 1, arrived: u32::MAX, dropped: 3, refused: 4 };
+        for held in [false, true] {
+            let mut page = [0; WHOLE];
+            page[SWITCH_INDICES..][..Own::LENGTH].copy_from_slice(&own.to_bytes(held));
+            assert_eq!(Page(&page).own(), own);
+            assert_eq!(page[core::mem::offset_of!(Indices, held)], u8::from(held));
+        }
     }
 
     #[test]
@@ -208,7 +209,7 @@ mod tests {
             }
             prop_assert!(page.offered(index) as usize <= ENTRIES);
             prop_assert!(page.unsent(index).unwrap_or(0) as usize <= ENTRIES);
-            let _ = (page.own(), Vec::from(page.own().to_bytes()));
+            let _ = (page.own(), Vec::from(page.own().to_bytes(false)));
         }
     }
 }

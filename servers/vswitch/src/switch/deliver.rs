@@ -1,6 +1,9 @@
 //! Steps 3 to 6 of a round: packets to where they go.
 
-use super::{HEADERS, HELD, INDICES, LENGTHS, Origin, Packet, RECEIVERS, Receiver, Round, Switch, Way};
+use super::{
+    HEADERS, HELD, INDICES, LENGTHS, RECEIVERS, Switch,
+    round::{Origin, Packet, Receiver, Round, Way},
+};
 use crate::{
     away::{BUFFER, HeldPacket, LOOK_EVERY},
     header::LOOK,
@@ -401,9 +404,8 @@ impl Switch {
             let window = self.ports.get(*id).map_or(0, |port| port.window.address());
             let offset = INDICES + index * Own::LENGTH;
             let known = self.round.known.iter().find(|(known, _)| known == id);
-            let own =
-                Own { held: u32::from(self.waits.held(*id) > 0), ..known.map(|(_, own)| *own).unwrap_or_default() };
-            memory.scratch()[offset..offset + Own::LENGTH].copy_from_slice(&own.to_bytes());
+            let own = known.map(|(_, own)| *own).unwrap_or_default().to_bytes(self.waits.held(*id) > 0);
+            memory.scratch()[offset..offset + Own::LENGTH].copy_from_slice(&own);
             let to = self.place(*id, window.wrapping_add(SWITCH_INDICES as u64));
             self.round.copies.push(Copy { from: Place::Scratch(offset), to, length: Own::LENGTH });
         }

@@ -5,7 +5,7 @@ mod world;
 
 use super::*;
 use crate::header::tests::{arp_packet, ipv4_packet};
-use alloc::{boxed::Box, vec};
+use alloc::{boxed::Box, vec, vec::Vec};
 use core::mem::offset_of;
 use proptest::prelude::*;
 use protocol::{

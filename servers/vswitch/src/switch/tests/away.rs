@@ -4,6 +4,7 @@ use super::{super::*, world::*};
 use crate::{
     away::{ASK_AGAIN, HELD_EACH, HOLD, LOOK_EVERY},
     header::tests::ipv4_packet,
+    memory::Copy,
 };
 use core::mem::offset_of;
 use proptest::prelude::*;
@@ -12,6 +13,7 @@ use std::{
     boxed::Box,
     collections::{BTreeMap, BTreeSet},
     vec,
+    vec::Vec,
 };
 
 /// A bench whose pager takes its time.

@@ -1,9 +1,10 @@
 //! VMs that have no buffer.
 
-use super::{super::*, world::*};
+use super::world::*;
 use crate::away::{AWAY_ONLY, FULL_EACH, HOLD_FULL, LOOK_EVERY};
-use protocol::abi::NEVER;
-use std::vec;
+use core::mem::offset_of;
+use protocol::{abi::NEVER, nic::Indices};
+use std::{vec, vec::Vec};
 
 /// Buffers that a VM of the bench offers at first.
 const OFFERED: usize = 8;
@@ -26,7 +27,7 @@ impl Bench {
     /// Packets that are held for a VM; its page says whether there are any.
     fn held(&self, number: u8) -> usize {
         let held = self.switch.ports.by_vm(vm(number)).map_or(0, |id| self.switch.waits.held(id));
-        assert_eq!(self.own(number).held, u32::from(held > 0), "VM {number}");
+        assert_eq!(self.word(number, offset_of!(Indices, held)), u32::from(held > 0), "VM {number}");
         held
     }
 

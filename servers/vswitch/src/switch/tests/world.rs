@@ -3,10 +3,10 @@
 use super::super::*;
 use crate::{
     header::tests::ipv4_packet,
-    memory::{Answer, Need},
-    queue::receive_length,
+    memory::{Answer, Copy, Need, Outcome},
+    queue::{Page, receive_length},
 };
-use alloc::{boxed::Box, vec};
+use alloc::{boxed::Box, vec, vec::Vec};
 use core::mem::offset_of;
 use protocol::{
     nic::{ENTRIES, Indices, RECEIVE_RING, SEND_RING},
