@@ -3,14 +3,11 @@
 //! A request that meets no socket that listens is refused, and more sockets listen only after tasks have run ([`crate::listeners`]). So of a burst no more
 //! requests are given to the TCP/IP library than there are sockets that listen; the rest waits in the NIC's ring until tasks had their turn.
 
-use crate::{listeners::LOW, sequence};
+use crate::listeners::LOW;
 
 /// Rounds of the executor from a request until another socket listens in the place of the one it has taken: its task runs, it wakes another, and that runs; and the
 /// one in which the request came.
 const ROUNDS: u32 = 4;
-const FLAGS: usize = 13;
-const SYN: u8 = 0x02;
-const ACK: u8 = 0x10;
 
 /// What was given to the library of late.
 #[derive(Debug, Default)]
@@ -40,16 +37,9 @@ impl Requests {
     }
 }
 
-/// Whether a frame asks for a TCP connection.
-pub fn is_request(frame: &[u8]) -> bool {
-    let flags = sequence::tcp(frame).and_then(|tcp| frame.get(tcp + FLAGS));
-    flags.is_some_and(|flags| flags & (SYN | ACK) == SYN)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::vec;
 
     #[test]
     fn a_burst_is_admitted_in_portions() {
@@ -71,18 +61,5 @@ mod tests {
         // Six, each three rounds behind the other; then four rounds without, which end with the second that is not admitted.
         assert_eq!(admitted, 33 - 33 / 7);
         assert!((300..310).step_by(ROUNDS as usize).all(|round| requests.admit(round)));
-    }
-
-    #[test]
-    fn only_the_first_segment_is_a_request() {
-        let mut frame = vec![0; 54];
-        (frame[12], frame[14], frame[23]) = (8, 0x45, 6);
-        for (flags, expected) in [(SYN, true), (SYN | 0xc0, true), (SYN | ACK, false), (ACK, false), (4, false)] {
-            frame[14 + 20 + FLAGS] = flags;
-            assert_eq!(is_request(&frame), expected, "{flags:#x}");
-        }
-        frame[14 + 20 + FLAGS] = SYN;
-        frame[23] = 17;
-        assert!(!is_request(&frame) && !is_request(&frame[..40]) && !is_request(&[]));
     }
 }

@@ -18,10 +18,13 @@ const TCP: u8 = 6;
 const ENDS: usize = ETHERNET + 12;
 /// Bytes of the shortest TCP header.
 const HEADER: usize = 20;
+/// Of a TCP header: where its flags are, and two of them.
+const FLAGS: usize = 13;
+const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
 
 /// Where the TCP header of a frame begins. `None`: there is none, or not the whole of it.
-pub(crate) fn tcp(frame: &[u8]) -> Option<usize> {
+fn tcp(frame: &[u8]) -> Option<usize> {
     if frame.get(TYPE..ETHERNET)? != IPV4 {
         return None;
     }
@@ -48,6 +51,12 @@ fn find(frame: &[u8], key: &Key, leaves: bool) -> Option<(usize, u32)> {
     Some((tcp, SipHasher24::new_with_key(key).hash(&connection) as u32))
 }
 
+/// Whether a frame asks for a TCP connection.
+pub fn is_request(frame: &[u8]) -> bool {
+    let flags = tcp(frame).and_then(|tcp| frame.get(tcp + FLAGS));
+    flags.is_some_and(|flags| flags & (SYN | ACK) == SYN)
+}
+
 /// A frame that leaves the VM.
 pub fn leaves(frame: &mut [u8], key: &Key) {
     if let Some((tcp, by)) = find(frame, key, true) {
@@ -58,7 +67,7 @@ pub fn leaves(frame: &mut [u8], key: &Key) {
 /// A frame that has arrived.
 pub fn arrives(frame: &mut [u8], key: &Key) {
     if let Some((tcp, by)) = find(frame, key, false)
-        && frame.get(tcp + 13).is_some_and(|flags| flags & ACK != 0)
+        && frame.get(tcp + FLAGS).is_some_and(|flags| flags & ACK != 0)
     {
         shift(frame, tcp, 8, by.wrapping_neg());
     }
@@ -196,5 +205,18 @@ mod tests {
         let mut after = reset.clone();
         arrives(&mut after, &[1; 16]);
         assert_eq!(after, reset);
+    }
+
+    #[test]
+    fn only_the_first_segment_is_a_request() {
+        let mut frame = vec![0; 54];
+        (frame[12], frame[14], frame[23]) = (8, 0x45, 6);
+        for (flags, expected) in [(SYN, true), (SYN | 0xc0, true), (SYN | ACK, false), (ACK, false), (4, false)] {
+            frame[14 + 20 + FLAGS] = flags;
+            assert_eq!(is_request(&frame), expected, "{flags:#x}");
+        }
+        frame[14 + 20 + FLAGS] = SYN;
+        frame[23] = 17;
+        assert!(!is_request(&frame) && !is_request(&frame[..40]) && !is_request(&[]));
     }
 }

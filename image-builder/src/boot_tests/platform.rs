@@ -2,6 +2,7 @@
 //! how a machine ends.
 
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use miette::{IntoDiagnostic, Result, miette};
@@ -96,7 +97,12 @@ fn never(context: &mut Context<'_>, words: &[&str]) -> Result<()> {
 }
 
 fn q35(context: &mut Context<'_>) -> Result<()> {
-    boot(context, |machine| machine.debug_exit = false)?;
+    let log = context.folder().join("configuration.log");
+    let traced = log.display().to_string();
+    boot(context, |machine| {
+        machine.debug_exit = false;
+        extra(machine, &["-trace", "pci_cfg_write", "-D", &traced]);
+    })?;
     context.line(0, &["memory-mapped configuration space", "segment 0 buses 00-ff"])?;
     context.line(0, &["PCI", "8086:2930", "no driver in the system file"])?;
     for wrong in ["AML", "ACPI:", "MADT:"] {
@@ -106,10 +112,21 @@ fn q35(context: &mut Context<'_>) -> Result<()> {
     context.line(from, &["010601", "SATA controller"])?;
     context.line(from, &["1af4:1041", "yes"])?;
     // What the firmware's program said survives the server.
+    let sized = sized(&log)?;
     let from = context.command("kill platform")?;
     context.line(from, &["server platform restarted"])?;
     never(context, &["AML"])?;
+    // It answers, so it is through with its start.
+    let from = context.command("devices")?;
+    context.line(from, &["1af4:1041"])?;
     answers(context)?;
+    // Drivers use the devices: their registers have stayed where they are, all the time.
+    if sized == 0 || self::sized(&log)? != sized {
+        return Err(miette!(
+            "{sized} base address registers were written at the first start, and then {}",
+            self::sized(&log)?
+        ));
+    }
     let from = context.command("poweroff")?;
     context.off(from)?;
     never(context, &["nothing ends this machine"])?;
@@ -118,6 +135,13 @@ fn q35(context: &mut Context<'_>) -> Result<()> {
     let from = context.command("reboot")?;
     context.off(from)?;
     never(context, &["nothing resets this machine"])
+}
+
+/// Writes to base address registers so far, of those to the configuration of devices that QEMU has noted.
+fn sized(log: &Path) -> Result<usize> {
+    let text = fs::read_to_string(log).into_diagnostic()?;
+    let offset = |line: &str| u32::from_str_radix(line.split_once("@0x")?.1.split(' ').next()?, 16).ok();
+    Ok(text.lines().filter_map(offset).filter(|offset| (0x10..0x28).contains(offset)).count())
 }
 
 fn pc(context: &mut Context<'_>) -> Result<()> {

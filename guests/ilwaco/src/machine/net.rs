@@ -8,7 +8,7 @@ use super::{
 use crate::{
     listeners::{Listeners, Listening},
     packets::{Outgoing, Received},
-    requests::{Requests, is_request},
+    requests::Requests,
     sequence,
 };
 use alloc::boxed::Box;
@@ -139,7 +139,7 @@ impl Interface {
     /// What has arrived next, if tasks need not run before that.
     fn next(&mut self, context: &mut Context) -> Option<Received> {
         let mut packet = self.waiting.take().or_else(|| self.nic.get_mut().poll_receive(context))?;
-        if is_request(packet.bytes()) && !self.requests.admit(executor::round()) {
+        if sequence::is_request(packet.bytes()) && !self.requests.admit(executor::round()) {
             self.waiting = Some(packet);
             context.waker().wake_by_ref();
             return None;
